@@ -1,0 +1,349 @@
+//! A simulated disk in memory: records every operation, and can be cut at each of them.
+//!
+//! The model is the one that journalling file systems and drives give: a write or a name is durable only after the
+//! sync that covers it; before that, any part of it may have reached the platter, in any order, torn at sectors of
+//! 512 bytes. [`SimDisk::crash`] builds the disk that a machine would find after losing power at an operation.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::{Disk, File, Open};
+
+/// The unit that a torn write is torn at.
+pub const SECTOR_BYTES: usize = 512;
+
+/// What the operations that were not synced before the cut leave behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Survivors {
+    /// All of them, whole.
+    All,
+    /// None of them.
+    None,
+    /// A random choice, by sectors, from this seed.
+    Random(u64),
+}
+
+type FileId = usize;
+
+#[derive(Debug, Clone)]
+enum Op {
+    Create(PathBuf, FileId),
+    Rename(PathBuf, PathBuf),
+    Remove(PathBuf),
+    Write(FileId, u64, Vec<u8>),
+    SetLen(FileId, u64),
+    Sync(FileId),
+    SyncDir(PathBuf),
+}
+
+#[derive(Debug, Default, Clone)]
+struct State {
+    names: BTreeMap<PathBuf, FileId>,
+    bytes: Vec<Vec<u8>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    now: State,
+    /// What the disk held when recording began; all of it durable.
+    start: State,
+    ops: Vec<Op>,
+    fail_after: Option<usize>,
+}
+
+/// The disk. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct SimDisk(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct SimFile {
+    disk: SimDisk,
+    id: FileId,
+}
+
+impl SimDisk {
+    /// An empty disk.
+    pub fn new() -> SimDisk {
+        SimDisk::default()
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+
+    /// How many operations have been recorded: the cuts go from 0 to this number.
+    pub fn op_count(&self) -> usize {
+        self.inner().ops.len()
+    }
+
+    /// Whether the operation of that number is a sync of bytes or names.
+    pub fn is_sync(&self, op: usize) -> bool {
+        matches!(self.inner().ops.get(op), Some(Op::Sync(_) | Op::SyncDir(_)))
+    }
+
+    /// Every operation after the first `ops` recorded ones fails with an I/O error.
+    pub fn fail_after(&self, ops: usize) {
+        self.inner().fail_after = Some(ops);
+    }
+
+    /// Operations succeed again.
+    pub fn heal(&self) {
+        self.inner().fail_after = None;
+    }
+
+    /// Flips bits of a byte of a file, durably and unrecorded.
+    pub fn corrupt(&self, path: &Path, offset: u64, mask: u8) -> io::Result<()> {
+        let mut inner = self.inner();
+        let id = *inner.now.names.get(path).ok_or(io::ErrorKind::NotFound)?;
+        let byte = inner.now.bytes[id].get_mut(offset as usize).ok_or(io::ErrorKind::UnexpectedEof)?;
+        *byte ^= mask;
+        Ok(())
+    }
+
+    /// An independent copy of the disk as it stands, all of it durable.
+    pub fn fork(&self) -> SimDisk {
+        let now = self.inner().now.clone();
+        SimDisk(Arc::new(Mutex::new(Inner { start: now.clone(), now, ops: Vec::new(), fail_after: None })))
+    }
+
+    /// The disk after losing power when the first `ops` operations had been done.
+    pub fn crash(&self, ops: usize, survivors: Survivors) -> SimDisk {
+        let inner = self.inner();
+        let done = &inner.ops[..ops];
+        let mut rng = Rng(match survivors {
+            Survivors::Random(seed) => seed ^ 0x9e37_79b9_7f4a_7c15,
+            _ => 1,
+        });
+        let mut state = inner.start.clone();
+        state.bytes.resize(inner.now.bytes.len(), Vec::new());
+        for (i, op) in done.iter().enumerate() {
+            let durable = is_durable(op, &done[i + 1..]);
+            let whole = durable || survivors == Survivors::All;
+            match op {
+                Op::Write(id, offset, bytes) if !whole => {
+                    if let Survivors::Random(_) = survivors {
+                        write_torn(&mut state.bytes[*id], *offset as usize, bytes, &mut rng);
+                    }
+                }
+                _ if whole || (survivors != Survivors::None && rng.flip()) => state.apply(op),
+                _ => {}
+            }
+        }
+        SimDisk(Arc::new(Mutex::new(Inner {
+            start: state.clone(),
+            now: state,
+            ops: Vec::new(),
+            fail_after: None,
+        })))
+    }
+
+    fn record(&self, op: Op) -> io::Result<()> {
+        let mut inner = self.inner();
+        if inner.fail_after.is_some_and(|n| inner.ops.len() >= n) {
+            return Err(io::Error::other("simulated disk failure"));
+        }
+        inner.now.apply(&op);
+        inner.ops.push(op);
+        Ok(())
+    }
+}
+
+impl State {
+    fn apply(&mut self, op: &Op) {
+        match op {
+            Op::Create(path, id) => {
+                if self.bytes.len() <= *id {
+                    self.bytes.resize(*id + 1, Vec::new());
+                }
+                self.names.insert(path.clone(), *id);
+            }
+            Op::Rename(from, to) => {
+                if let Some(id) = self.names.remove(from) {
+                    self.names.insert(to.clone(), id);
+                }
+            }
+            Op::Remove(path) => {
+                self.names.remove(path);
+            }
+            Op::Write(id, offset, bytes) => write_at(&mut self.bytes[*id], *offset as usize, bytes),
+            Op::SetLen(id, len) => self.bytes[*id].resize(*len as usize, 0),
+            Op::Sync(_) | Op::SyncDir(_) => {}
+        }
+    }
+}
+
+/// Whether one of the later operations makes this one durable.
+fn is_durable(op: &Op, later: &[Op]) -> bool {
+    let folder = |path: &Path, dir: &Path| path.parent() == Some(dir);
+    later.iter().any(|l| match (op, l) {
+        (Op::Write(id, ..) | Op::SetLen(id, _), Op::Sync(synced)) => id == synced,
+        (Op::Create(path, _) | Op::Remove(path), Op::SyncDir(dir)) => folder(path, dir),
+        (Op::Rename(from, to), Op::SyncDir(dir)) => folder(from, dir) || folder(to, dir),
+        _ => false,
+    })
+}
+
+fn write_at(file: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
+    let end = offset + bytes.len();
+    if file.len() < end {
+        file.resize(end, 0);
+    }
+    file[offset..end].copy_from_slice(bytes);
+}
+
+/// Writes a random choice of the sectors that the write covers.
+fn write_torn(file: &mut Vec<u8>, offset: usize, bytes: &[u8], rng: &mut Rng) {
+    let mut at = 0;
+    while at < bytes.len() {
+        let sector_end = ((offset + at) / SECTOR_BYTES + 1) * SECTOR_BYTES - offset;
+        let end = sector_end.min(bytes.len());
+        if rng.flip() {
+            write_at(file, offset + at, &bytes[at..end]);
+        }
+        at = end;
+    }
+}
+
+/// xorshift64: the simulated disk needs no more.
+#[derive(Debug)]
+struct Rng(u64);
+
+impl Rng {
+    fn flip(&mut self) -> bool {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 >> 33 & 1 == 1
+    }
+}
+
+impl Disk for SimDisk {
+    fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn File>> {
+        let (found, next) = {
+            let inner = self.inner();
+            (inner.now.names.get(path).copied(), inner.now.bytes.len())
+        };
+        let id = match (found, how) {
+            (Some(_), Open::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),
+            (None, Open::Existing) => return Err(io::ErrorKind::NotFound.into()),
+            (Some(id), _) => id,
+            (None, _) => {
+                self.record(Op::Create(path.to_owned(), next))?;
+                next
+            }
+        };
+        Ok(Arc::new(SimFile { disk: self.clone(), id }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if !self.exists(from) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        self.record(Op::Rename(from.to_owned(), to.to_owned()))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        if !self.exists(path) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        self.record(Op::Remove(path.to_owned()))
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
+        Ok(self.inner().now.names.keys().filter(|p| p.parent() == Some(dir)).cloned().collect())
+    }
+
+    fn create_dir_all(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.record(Op::SyncDir(dir.to_owned()))
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        self.inner().now.names.contains_key(path)
+    }
+}
+
+impl File for SimFile {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let inner = self.disk.inner();
+        let start = offset as usize;
+        let bytes = inner.now.bytes[self.id].get(start..start + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.disk.record(Op::Write(self.id, offset, buf.to_vec()))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.disk.record(Op::Sync(self.id))
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.disk.inner().now.bytes[self.id].len() as u64)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.disk.record(Op::SetLen(self.id, len))
+    }
+
+    fn lock(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(disk: &SimDisk, path: &str) -> Option<Vec<u8>> {
+        let file = disk.open(Path::new(path), Open::Existing).ok()?;
+        let mut bytes = vec![0; file.len().unwrap() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        Some(bytes)
+    }
+
+    #[test]
+    fn a_crash_keeps_what_was_synced_and_tears_the_rest() {
+        let disk = SimDisk::new();
+        let file = disk.open(Path::new("d/f"), Open::CreateNew).unwrap();
+        file.write_all_at(&[1; 2048], 0).unwrap();
+        file.sync_data().unwrap();
+        disk.sync_dir(Path::new("d")).unwrap();
+        file.write_all_at(&[2; 2048], 0).unwrap();
+        let all = disk.op_count();
+        assert_eq!(read(&disk.crash(all, Survivors::None), "d/f").unwrap(), [1; 2048]);
+        assert_eq!(read(&disk.crash(all, Survivors::All), "d/f").unwrap(), [2; 2048]);
+        assert_eq!(read(&disk.crash(2, Survivors::None), "d/f"), None, "the name was not durable yet");
+        let mut mixed = 0;
+        for seed in 0..50 {
+            let bytes = read(&disk.crash(all, Survivors::Random(seed)), "d/f").unwrap();
+            for sector in bytes.chunks(SECTOR_BYTES) {
+                assert!(sector.iter().all(|b| *b == sector[0]), "sectors are written whole");
+            }
+            mixed += usize::from(bytes[0] != bytes[2047]);
+        }
+        assert!(mixed > 5, "some crashes tear the write");
+    }
+
+    #[test]
+    fn failing_disks_fail_and_heal() {
+        let disk = SimDisk::new();
+        let file = disk.open(Path::new("d/f"), Open::CreateNew).unwrap();
+        disk.fail_after(disk.op_count());
+        assert!(file.write_all_at(&[1], 0).is_err());
+        disk.heal();
+        file.write_all_at(&[1], 0).unwrap();
+    }
+}

@@ -1,0 +1,1 @@
+//! Applies committed entries.

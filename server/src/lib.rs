@@ -1,0 +1,14 @@
+//! The etcd server.
+//!
+//! `core` owns raft, the log and the writer of the store, and is driven by one task; `apply` turns committed
+//! entries into changes; `service` holds the request handlers, free of any transport; `rpc` is gRPC on h2;
+//! `watch` delivers changes; `config` reads flags. Only this crate knows tokio.
+#![allow(missing_docs)]
+
+pub mod apply;
+pub mod core;
+pub mod reply;
+pub mod rpc;
+pub mod service;
+pub mod status;
+pub mod watch;

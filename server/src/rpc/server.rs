@@ -1,0 +1,209 @@
+//! Accepts connections and deals them out, in turn, over current-thread runtimes.
+//!
+//! The first share is served by the runtime that calls [`Server::run`]; each further one by a thread with a
+//! runtime of its own. A connection stays where it was dealt to.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime;
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+
+use super::{Routes, conn};
+
+/// How long calls in flight have to end once the server stops.
+const GRACE: Duration = Duration::from_millis(900);
+
+/// Limits of each connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Largest request message, in bytes.
+    pub receive_limit: usize,
+    /// Streams that a client may have open; `u32::MAX` for no limit.
+    pub max_concurrent_streams: u32,
+    /// Time between keepalive pings to the client.
+    pub keepalive_interval: Duration,
+    /// Time that a client has to answer a ping.
+    pub keepalive_timeout: Duration,
+    /// Runtimes that serve connections, the calling one included.
+    pub io_threads: usize,
+}
+
+/// Tells tasks, on any thread, that the server stops.
+#[derive(Debug, Clone)]
+pub struct Stop(watch::Receiver<bool>);
+
+impl Stop {
+    /// The sender stops everything by sending true, or by going away.
+    pub fn new() -> (watch::Sender<bool>, Stop) {
+        let (sender, receiver) = watch::channel(false);
+        (sender, Stop(receiver))
+    }
+
+    /// Waits for the stop.
+    pub async fn wait(&mut self) {
+        // An error means that the sender is gone: that is a stop too.
+        let _ = self.0.wait_for(|&stopped| stopped).await;
+    }
+
+    /// Waits for the stop, on a receiver of its own.
+    pub(super) fn clone_wait(&self) -> impl Future<Output = ()> + use<> {
+        let mut own = self.clone();
+        async move { own.wait().await }
+    }
+}
+
+/// Bound listeners, not yet served.
+#[derive(Debug)]
+pub struct Server {
+    listeners: Vec<TcpListener>,
+}
+
+impl Server {
+    /// Binds all addresses. The error names the address.
+    pub fn bind(addresses: &[SocketAddr]) -> io::Result<Server> {
+        let mut listeners = Vec::with_capacity(addresses.len());
+        for &address in addresses {
+            let bound = StdListener::bind(address).and_then(|listener| {
+                listener.set_nonblocking(true)?;
+                TcpListener::from_std(listener)
+            });
+            listeners.push(bound.map_err(|error| {
+                io::Error::new(error.kind(), format!("listen tcp {address}: bind: {error}"))
+            })?);
+        }
+        Ok(Server { listeners })
+    }
+
+    /// The bound addresses: with the port that the system chose for port 0.
+    pub fn local_addrs(&self) -> io::Result<Vec<SocketAddr>> {
+        self.listeners.iter().map(TcpListener::local_addr).collect()
+    }
+
+    /// Serves until `stop`, then until calls in flight have ended or the grace period is over. Runs inside a
+    /// `LocalSet` of a current-thread runtime.
+    pub async fn run<R: Routes>(self, routes: R, options: Options, stop: Stop) -> io::Result<()> {
+        let mut workers = Vec::new();
+        for number in 1..options.io_threads.max(1) {
+            workers.push(Worker::start(number, routes.clone(), options, stop.clone())?);
+        }
+        let local = Connections::default();
+        let (dealt, mut incoming) = mpsc::channel(64);
+        for listener in self.listeners {
+            tokio::task::spawn_local(accept(listener, dealt.clone(), stop.clone()));
+        }
+        drop(dealt);
+        let mut turn = 0;
+        while let Some(socket) = incoming.recv().await {
+            let share = turn % (workers.len() + 1);
+            turn = share + 1;
+            match share.checked_sub(1) {
+                None => local.start(socket, routes.clone(), options, stop.clone()),
+                Some(worker) => workers[worker].hand_over(socket),
+            }
+        }
+        local.ended().await;
+        for worker in workers {
+            worker.join();
+        }
+        Ok(())
+    }
+}
+
+/// Accepts until the stop. Running out of descriptors is waited out, not fatal.
+async fn accept(listener: TcpListener, dealt: mpsc::Sender<TcpStream>, mut stop: Stop) {
+    let mut stopped = std::pin::pin!(stop.wait());
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut stopped => return,
+        };
+        match accepted {
+            Ok((socket, _)) => {
+                if dealt.send(socket).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                log::warn!(error:% = error; "failed to accept a client connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Connections of one runtime: their tasks hold a sender each, so that the end of all is noticed.
+#[derive(Debug)]
+struct Connections {
+    alive: mpsc::Sender<()>,
+    ended: mpsc::Receiver<()>,
+}
+
+impl Default for Connections {
+    fn default() -> Connections {
+        let (alive, ended) = mpsc::channel(1);
+        Connections { alive, ended }
+    }
+}
+
+impl Connections {
+    fn start<R: Routes>(&self, socket: TcpStream, routes: R, options: Options, stop: Stop) {
+        let alive = self.alive.clone();
+        tokio::task::spawn_local(async move {
+            conn::serve(socket, routes, options, stop).await;
+            drop(alive);
+        });
+    }
+
+    /// Waits for the end of all, at most for the grace period.
+    async fn ended(self) {
+        let Connections { alive, mut ended } = self;
+        drop(alive);
+        let _ = tokio::time::timeout(GRACE, ended.recv()).await;
+    }
+}
+
+/// A thread with a runtime that serves its share of the connections.
+#[derive(Debug)]
+struct Worker {
+    dealt: mpsc::UnboundedSender<StdStream>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Worker {
+    fn start<R: Routes>(number: usize, routes: R, options: Options, stop: Stop) -> io::Result<Worker> {
+        let (dealt, mut incoming) = mpsc::unbounded_channel::<StdStream>();
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let serve = async move {
+            let connections = Connections::default();
+            while let Some(socket) = incoming.recv().await {
+                match TcpStream::from_std(socket) {
+                    Ok(socket) => connections.start(socket, routes.clone(), options, stop.clone()),
+                    Err(error) => log::warn!(error:% = error; "failed to take over a client connection"),
+                }
+            }
+            connections.ended().await;
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("rpc-{number}"))
+            .spawn(move || LocalSet::new().block_on(&runtime, serve))?;
+        Ok(Worker { dealt, thread })
+    }
+
+    fn hand_over(&self, socket: TcpStream) {
+        // Both fail only when the socket or the worker has just ended, and the connection with it.
+        if let Ok(socket) = socket.into_std() {
+            let _ = self.dealt.send(socket);
+        }
+    }
+
+    fn join(self) {
+        drop(self.dealt);
+        if self.thread.join().is_err() {
+            log::warn!("a thread that serves client connections has panicked");
+        }
+    }
+}

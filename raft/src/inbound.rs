@@ -1,0 +1,103 @@
+//! What a peer may say. Raft stops the process on many messages that no correct peer sends; here they become
+//! errors that name the sender, before raft sees them.
+
+use raft::eraftpb::{Message, MessageType};
+use raft::{Raft, StateRole};
+use trilith_proto::raftpb;
+
+use crate::storage::LogStorage;
+use crate::{RaftError, transcode};
+
+/// Terms and indexes from here on are nonsense: sums with them must not overflow.
+const LIMIT: u64 = 1 << 62;
+
+/// Takes a peer's message. None when it is to be dropped quietly, as a message that came too late is.
+pub(crate) fn admit(raft: &Raft<LogStorage>, message: raftpb::Message) -> Result<Option<Message>, RaftError> {
+    let from = message.from.unwrap_or_default();
+    let kind = message.r#type.unwrap_or_default();
+    let checked = transcode::message_in(message).and_then(|message| {
+        check(raft, &message)?;
+        Ok(message)
+    });
+    match checked {
+        Ok(message) => Ok(settle(raft, message)),
+        Err(reason) => Err(RaftError::Message { from, kind, reason }),
+    }
+}
+
+fn check(raft: &Raft<LogStorage>, message: &Message) -> Result<(), String> {
+    if message.to != raft.id {
+        return Err(format!("it is meant for member {:x}", message.to));
+    }
+    if message.from == 0 || message.from == raft.id {
+        return Err("it has no sender".to_owned());
+    }
+    let numbers = [message.term, message.log_term, message.index, message.commit, message.reject_hint]
+        .into_iter()
+        .max();
+    if numbers >= Some(LIMIT) {
+        return Err("a term or index is beyond reason".to_owned());
+    }
+    match message.msg_type {
+        MessageType::MsgPropose if message.entries.is_empty() => Err("it proposes nothing".to_owned()),
+        MessageType::MsgReadIndex | MessageType::MsgReadIndexResp if message.entries.len() != 1 => {
+            Err(format!("{} entries instead of one", message.entries.len()))
+        }
+        MessageType::MsgSnapshot => Err("snapshots are not taken from peers".to_owned()),
+        MessageType::MsgPropose | MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => Ok(()),
+        // All others answer for a term; one that is over is answered or dropped without a further look.
+        _ if message.term == 0 => Err("it has no term".to_owned()),
+        _ if message.term < raft.term => Ok(()),
+        MessageType::MsgAppend => check_append(raft, message),
+        MessageType::MsgHeartbeat if message.commit > raft.raft_log.last_index() => Err(format!(
+            "it commits entry {}, but the log ends with entry {} that was acknowledged",
+            message.commit,
+            raft.raft_log.last_index()
+        )),
+        MessageType::MsgAppendResponse
+            if raft.state == StateRole::Leader
+                && message.term == raft.term
+                && !message.reject
+                && message.index > raft.raft_log.last_index() =>
+        {
+            Err(format!("it acknowledges entry {}, which was never sent", message.index))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_append(raft: &Raft<LogStorage>, message: &Message) -> Result<(), String> {
+    if raft.state == StateRole::Leader && message.term == raft.term {
+        return Err(format!("it claims to lead term {}, which this member leads", raft.term));
+    }
+    let log = &raft.raft_log;
+    let mut term = message.log_term;
+    for (index, entry) in (message.index + 1..).zip(message.entries.iter()) {
+        if entry.index != index {
+            return Err(format!("entry {} where {index} is due", entry.index));
+        }
+        if entry.term < term || entry.term > message.term {
+            return Err(format!("entry {index} of term {} after term {term}", entry.term));
+        }
+        term = entry.term;
+        if message.index >= log.committed
+            && index <= log.committed
+            && log.term(index).is_ok_and(|ours| ours != entry.term)
+        {
+            return Err(format!("entry {index} of term {} contradicts a committed one", entry.term));
+        }
+    }
+    Ok(())
+}
+
+/// What raft cannot be given as it is, though the sender meant well.
+fn settle(raft: &Raft<LogStorage>, mut message: Message) -> Option<Message> {
+    match message.msg_type {
+        // These travel without a term; raft would stop on one when it forwards them.
+        MessageType::MsgPropose | MessageType::MsgReadIndex => message.term = 0,
+        // Forwarded to a leader that leads no more: whoever asked asks again.
+        MessageType::MsgTransferLeader if raft.state != StateRole::Leader => return None,
+        _ => {}
+    }
+    Some(message)
+}

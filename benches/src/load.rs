@@ -67,9 +67,7 @@ pub fn key(number: u64) -> Bytes {
 fn request(work: Work, number: u64, value: &Bytes) -> (&'static str, Bytes) {
     let key = key(number);
     match work {
-        Work::Put => {
-            (path::PUT, frame(&PutRequest { key, value: value.clone(), ..Default::default() }))
-        }
+        Work::Put => (path::PUT, frame(&PutRequest { key, value: value.clone(), ..Default::default() })),
         Work::Range => (path::RANGE, frame(&RangeRequest { key, ..Default::default() })),
         Work::RangeSerializable => {
             (path::RANGE, frame(&RangeRequest { key, serializable: true, ..Default::default() }))

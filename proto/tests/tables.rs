@@ -59,7 +59,15 @@ struct Walk {
 }
 
 impl Walk {
-    fn push(&mut self, message: &str, number: String, name: &str, type_name: String, kind: &str, markers: &str) {
+    fn push(
+        &mut self,
+        message: &str,
+        number: String,
+        name: &str,
+        type_name: String,
+        kind: &str,
+        markers: &str,
+    ) {
         self.items.push(Item {
             message: message.to_owned(),
             number,

@@ -99,7 +99,9 @@ fn same_refusal(left: &Response, right: &Response) -> bool {
     const RESOURCE_EXHAUSTED: u32 = 8;
     match (left, right) {
         (Response::Error { code: l, message }, Response::Error { code: r, .. }) => {
-            *l == RESOURCE_EXHAUSTED && l == r && message.starts_with("grpc: received message larger than max")
+            *l == RESOURCE_EXHAUSTED
+                && l == r
+                && message.starts_with("grpc: received message larger than max")
         }
         _ => false,
     }

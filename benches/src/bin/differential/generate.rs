@@ -26,11 +26,21 @@ pub(crate) struct Generator {
     pub(crate) compacted: i64,
     pending: Vec<Op>,
     values: u64,
+    /// Whether the transaction in the making deletes; else its puts may keep value or lease of their key. Both in one
+    /// transaction end etcd 3.4's process: what was checked before is no longer there when the put runs.
+    deleting: bool,
 }
 
 impl Generator {
     pub(crate) fn new(seed: u64) -> Generator {
-        Generator { rng: Rng::new(seed), revision: 1, compacted: 0, pending: Vec::new(), values: 0 }
+        Generator {
+            rng: Rng::new(seed),
+            revision: 1,
+            compacted: 0,
+            pending: Vec::new(),
+            values: 0,
+            deleting: false,
+        }
     }
 
     /// Takes note of the revisions that an answer shows.
@@ -48,11 +58,16 @@ impl Generator {
         match self.rng.below(1000) {
             0..300 => Op::Put(self.put()),
             300..370 => Op::Delete(self.delete()),
-            370..600 => Op::Txn(self.txn(2)),
+            370..600 => {
+                self.deleting = self.rng.chance(60);
+                Op::Txn(self.txn(2))
+            }
             600..880 => Op::Range(self.range()),
             880..910 => Op::Grant(self.grant()),
             910..925 => Op::Revoke(LeaseRevokeRequest { id: self.lease() }),
-            925..955 => Op::TimeToLive(LeaseTimeToLiveRequest { id: self.lease(), keys: self.rng.chance(70) }),
+            925..955 => {
+                Op::TimeToLive(LeaseTimeToLiveRequest { id: self.lease(), keys: self.rng.chance(70) })
+            }
             955..980 => Op::KeepAlive(LeaseKeepAliveRequest { id: self.lease() }),
             980..992 => Op::Leases,
             992..996 => self.short_lease(),
@@ -205,7 +220,8 @@ impl Generator {
     }
 
     fn delete(&mut self) -> DeleteRangeRequest {
-        let (key, range_end) = if self.rng.chance(80) { (self.key(), Bytes::new()) } else { self.interval(0) };
+        let (key, range_end) =
+            if self.rng.chance(80) { (self.key(), Bytes::new()) } else { self.interval(0) };
         DeleteRangeRequest { key, range_end, prev_kv: self.rng.chance(30) }
     }
 
@@ -259,8 +275,13 @@ impl Generator {
         use request_op::Request;
         let request = match self.rng.below(1000) {
             0..5 => None,
-            5..400 => Some(Request::RequestPut(self.put())),
-            400..540 => Some(Request::RequestDeleteRange(self.delete())),
+            5..400 if self.deleting => Some(Request::RequestPut(PutRequest {
+                ignore_value: false,
+                ignore_lease: false,
+                ..self.put()
+            })),
+            400..600 if self.deleting => Some(Request::RequestDeleteRange(self.delete())),
+            5..540 if !self.deleting => Some(Request::RequestPut(self.put())),
             540..850 => Some(Request::RequestRange(self.range())),
             _ if depth > 0 => Some(Request::RequestTxn(self.txn(depth - 1))),
             _ => Some(Request::RequestRange(self.range())),

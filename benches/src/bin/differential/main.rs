@@ -9,6 +9,7 @@ mod op;
 mod run;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -91,12 +92,18 @@ async fn differential(args: &Args, seed: u64, scratch: &Scratch) -> Result<()> {
     };
     let mut sent: Vec<Op> = Vec::with_capacity(args.ops);
     let mut hashes = 0;
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     while sent.len() < args.ops {
         let batch = next_batch(args, &mut generator, sent.len(), &mut hashes);
         let base = sent.len();
         sent.extend(batch.iter().cloned());
         match pair.exchange(&batch, base).await? {
-            Ok(answers) => batch.iter().zip(&answers).for_each(|(op, answer)| generator.learn(op, answer)),
+            Ok(answers) => {
+                for (op, answer) in batch.iter().zip(&answers) {
+                    generator.learn(op, answer);
+                    *kinds.entry(answer.kind()).or_default() += 1;
+                }
+            }
             Err(found) => {
                 sent.truncate(found.op + 1);
                 drop(pair);
@@ -112,6 +119,9 @@ async fn differential(args: &Args, seed: u64, scratch: &Scratch) -> Result<()> {
     }
     let mut rng = Rng::new(seed);
     events += watch::compare_catch_up(&pair, &mut rng, WATCHERS, compacted, last).await?;
+    for (kind, count) in &kinds {
+        println!("  {count:>7} {kind}");
+    }
     println!(
         "differential: {} requests, {hashes} hash rounds, {} restarts, {events} events equal; revision {last}, \
          compacted {compacted}; seed {seed}; {:.1} s",
@@ -127,7 +137,7 @@ fn next_batch(args: &Args, generator: &mut Generator, sent: usize, hashes: &mut 
     if sent >= (*hashes + 1) * args.ops / HASHES - 1 {
         *hashes += 1;
         // Right before a hash, so that what was just replayed is hashed.
-        let restart = args.restarts > 0 && *hashes % HASHES.div_ceil(args.restarts) == 0;
+        let restart = args.restarts > 0 && hashes.is_multiple_of(HASHES.div_ceil(args.restarts));
         let mut batch = if restart { vec![Op::Restart] } else { Vec::new() };
         batch.extend(generator.hash());
         return batch;

@@ -47,7 +47,11 @@ impl Op {
     }
 
     /// Sends it, and decodes the answer.
-    pub(crate) async fn send(&self, client: &mut Client, keep_alive: &mut Option<Stream>) -> Result<Response> {
+    pub(crate) async fn send(
+        &self,
+        client: &mut Client,
+        keep_alive: &mut Option<Stream>,
+    ) -> Result<Response> {
         match self {
             Op::KeepAlive(request) => {
                 let stream = match keep_alive {
@@ -79,9 +83,7 @@ impl Op {
             Op::Grant(r) => call(client, path::LEASE_GRANT, r, Response::Grant).await,
             Op::Revoke(r) => call(client, path::LEASE_REVOKE, r, Response::Revoke).await,
             Op::TimeToLive(r) => call(client, path::LEASE_TIME_TO_LIVE, r, Response::TimeToLive).await,
-            Op::Leases => {
-                call(client, path::LEASE_LEASES, &LeaseLeasesRequest {}, Response::Leases).await
-            }
+            Op::Leases => call(client, path::LEASE_LEASES, &LeaseLeasesRequest {}, Response::Leases).await,
             Op::HashKv(r) => call(client, path::HASH_KV, r, Response::HashKv).await,
             Op::KeepAlive(_) | Op::Restart => Err(Error::from("not a unary call")),
         }
@@ -104,13 +106,22 @@ async fn call<Req: Message, Resp: Message + Default>(
 impl Response {
     /// The name of its kind, for the count at the end of a run; a refusal's is its text.
     pub(crate) fn kind(&self) -> String {
-        match self {
-            Response::Error { code, message } => format!("{code} {message}"),
-            other => {
-                let text = format!("{other:?}");
-                text.split('(').next().unwrap_or_default().to_owned()
-            }
-        }
+        let name = match self {
+            Response::Range(_) => "range",
+            Response::Put(_) => "put",
+            Response::Delete(_) => "delete",
+            Response::Txn(_) => "txn",
+            Response::Compact(_) => "compact",
+            Response::Grant(_) => "grant",
+            Response::Revoke(_) => "revoke",
+            Response::KeepAlive(_) => "keep alive",
+            Response::TimeToLive(_) => "time to live",
+            Response::Leases(_) => "leases",
+            Response::HashKv(_) => "hash",
+            Response::Restarted => "restart",
+            Response::Error { code, message } => return format!("{code} {message}"),
+        };
+        name.to_owned()
     }
 
     /// Store revision in the header, where there is one.

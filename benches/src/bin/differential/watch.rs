@@ -57,7 +57,8 @@ impl Watcher {
             check_whole_revisions(&seen, &response)?;
             seen.events.extend(response.events);
             let ends = |event: &Event| {
-                event.r#type == EventType::Delete as i32 && event.kv.as_ref().is_some_and(|kv| kv.key == MARKER)
+                event.r#type == EventType::Delete as i32
+                    && event.kv.as_ref().is_some_and(|kv| kv.key == MARKER)
             };
             if seen.events.last().is_some_and(ends) {
                 return Ok(seen);

@@ -1,0 +1,142 @@
+//! Walks whole trees and verifies every invariant: the order of keys, bounds, levels, sums, and which pages are
+//! reached. For tests, for the tools, and to rebuild the map of used pages when a part of it is lost.
+
+use crate::page::{CellValue, Long, PAGE, Place, Sums};
+use crate::root::State;
+use crate::search::{Tree, TreeRoot};
+use crate::source::NodeRef;
+use crate::{StoreError, TreeId};
+
+/// Extents of the file that a walk reached: first page, pages.
+pub(crate) type Extents = Vec<(u64, u32)>;
+
+struct Walk<'w, 'a> {
+    tree: Tree<'a>,
+    extents: &'w mut Extents,
+}
+
+/// Walks every tree of a state. Errors: the first invariant that does not hold, as Corrupt; Io.
+pub(crate) fn walk(state: &State, extents: &mut Extents) -> Result<[Sums; crate::TREES], StoreError> {
+    let mut sums = [Sums::default(); crate::TREES];
+    for id in TreeId::ALL {
+        let (tree, root) = state.tree(id);
+        let Some(top) = tree.top(root)? else { continue };
+        let mut walk = Walk { tree, extents };
+        let found = walk.node(&top, None, None)?;
+        if let TreeRoot::Disk(link) = root {
+            walk.extents.push((link.page, 1));
+            walk.same_sums(link.page, link.sums, found)?;
+        }
+        sums[id as usize] = found;
+    }
+    Ok(sums)
+}
+
+impl<'a> Walk<'_, 'a> {
+    fn bad(&self, node: &NodeRef<'a>, field: &'static str, expected: usize, found: usize) -> StoreError {
+        self.tree.source.corrupt(node.page().id(), field, expected as u64, found as u64)
+    }
+
+    fn same_sums(&self, page: u64, expected: Sums, found: Sums) -> Result<(), StoreError> {
+        for (field, expected, found) in [
+            ("entry count", expected.count, found.count),
+            ("byte count", expected.bytes, found.bytes),
+            ("content checksum", u64::from(expected.crc), u64::from(found.crc)),
+        ] {
+            if expected != found {
+                return Err(self.tree.source.corrupt(page, field, expected, found));
+            }
+        }
+        Ok(())
+    }
+
+    /// A node whose keys must be in [from, to).
+    fn node(
+        &mut self,
+        node: &NodeRef<'a>,
+        from: Option<&[u8]>,
+        to: Option<&[u8]>,
+    ) -> Result<Sums, StoreError> {
+        let page = node.page();
+        page.validate().map_err(|bad| self.bad(node, bad.field, 0, bad.found as usize))?;
+        if page.tree() != self.tree.id as u8 {
+            return Err(self.bad(node, "tree", self.tree.id as usize, usize::from(page.tree())));
+        }
+        let first = usize::from(!page.is_leaf());
+        if first == 1 && (!page.key(0).0.is_empty() || page.key(0).1) {
+            return Err(self.bad(node, "first separator", 0, page.key(0).0.len()));
+        }
+        let order = self.tree.order();
+        let mut before = from.map(<[u8]>::to_vec);
+        let mut sums = Sums::default();
+        for i in first..page.count() {
+            let key = self.tree.key(node, i)?;
+            let ordered = match &before {
+                None => true,
+                // A key may equal the separator before it, but not the key before it.
+                Some(before) if i == first => order.compare(before, &key).is_le(),
+                Some(before) => order.compare(before, &key).is_lt(),
+            };
+            if !ordered || to.is_some_and(|to| order.compare(&key, to).is_ge()) {
+                return Err(self.bad(node, "key order", i, i));
+            }
+            if page.key(i).1 {
+                self.long(page.long_key(i).0);
+            }
+            if page.is_leaf() {
+                sums = sums.then(self.entry(node, i, &key)?);
+            }
+            before = Some(key.to_vec());
+        }
+        if page.is_leaf() { Ok(sums) } else { self.children(node, from, to) }
+    }
+
+    fn long(&mut self, place: Place<Long>) {
+        if let Place::Disk(long) = place {
+            self.extents.push((long.page, long.pages()));
+        }
+    }
+
+    fn entry(&mut self, node: &NodeRef<'a>, i: usize, key: &[u8]) -> Result<Sums, StoreError> {
+        let value = self.tree.value(node, i)?;
+        if let CellValue::Long(place, len) = node.page().value(i) {
+            self.long(place);
+            if value.len() != len as usize || value.len() <= crate::page::INLINE_MAX {
+                return Err(self.bad(node, "value length", len as usize, value.len()));
+            }
+        }
+        let crc = crc32c::crc32c_append(crc32c::crc32c(key), &value);
+        Ok(Sums { count: 1, bytes: (key.len() + value.len()) as u64, crc })
+    }
+
+    fn children(
+        &mut self,
+        node: &NodeRef<'a>,
+        from: Option<&[u8]>,
+        to: Option<&[u8]>,
+    ) -> Result<Sums, StoreError> {
+        let page = node.page();
+        let mut sums = Sums::default();
+        for i in 0..page.count() {
+            let child = self.tree.child(node, i)?;
+            if child.page().level() + 1 != page.level() {
+                return Err(self.bad(
+                    &child,
+                    "level",
+                    usize::from(page.level()),
+                    usize::from(child.page().level()),
+                ));
+            }
+            let low = if i == 0 { None } else { Some(self.tree.key(node, i)?) };
+            let high = if i + 1 == page.count() { None } else { Some(self.tree.key(node, i + 1)?) };
+            let found = self.node(&child, low.as_deref().or(from), high.as_deref().or(to))?;
+            if let Place::Disk(link) = page.child(i) {
+                self.extents.push((link.page, 1));
+                self.same_sums(link.page, link.sums, found)?;
+            }
+            sums = sums.then(found);
+        }
+        debug_assert!(page.used_bytes() <= PAGE);
+        Ok(sums)
+    }
+}

@@ -1,0 +1,433 @@
+//! Changing a tree: insert and remove by copying the path.
+//!
+//! Promises: nothing that a published root can reach is changed; every page, extent or node that the tree stops
+//! using is noted in the [`Garbage`]. An error leaves the tree with the content it had. It never allocates a
+//! place on disk: that is the checkpoint's.
+
+use std::sync::Arc;
+
+use crate::node::{Blob, Child, Node, Released};
+use crate::page::{CellValue, HEADER, Link, PAGE, Place, branch_cell_bytes, leaf_cell_bytes};
+use crate::search::{Tree, TreeRoot};
+use crate::source::{NodeRef, Source};
+use crate::{StoreError, TreeId};
+
+/// Below this use a node is merged with a sibling, if both together leave room.
+const MERGE_BELOW: usize = (PAGE - HEADER) / 4;
+const MERGED_MAX: usize = (PAGE - HEADER) * 3 / 4;
+
+/// What the trees stopped using.
+#[derive(Debug, Default)]
+pub(crate) struct Garbage {
+    /// Pages on disk: first page and how many.
+    pub(crate) extents: Vec<(u64, u32)>,
+    /// Nodes that the running checkpoint writes: their pages are garbage as soon as they have any.
+    pub(crate) nodes: Vec<Arc<Node>>,
+    /// Long keys and values that the running checkpoint writes.
+    pub(crate) blobs: Vec<Arc<Blob>>,
+}
+
+impl Garbage {
+    pub(crate) fn append(&mut self, other: &mut Garbage) {
+        self.extents.append(&mut other.extents);
+        self.nodes.append(&mut other.nodes);
+        self.blobs.append(&mut other.blobs);
+    }
+
+    /// The running checkpoint is durable: its nodes have pages now.
+    pub(crate) fn resolve(&mut self) {
+        for node in self.nodes.drain(..) {
+            let link = node.written.get().expect("the checkpoint wrote every node of the root it froze");
+            self.extents.push((link.page, 1));
+        }
+        for blob in self.blobs.drain(..) {
+            let long = blob.written.get().expect("the checkpoint wrote every blob of the root it froze");
+            self.extents.push((long.page, long.pages()));
+        }
+    }
+}
+
+/// The writer's hand on one tree.
+#[derive(Debug)]
+pub(crate) struct Edit<'s> {
+    pub(crate) source: &'s Source,
+    pub(crate) id: TreeId,
+    /// The batch being built.
+    pub(crate) batch: u64,
+    /// The running checkpoint froze the root of this batch: nodes up to it are being written.
+    pub(crate) frozen: Option<u64>,
+    pub(crate) garbage: &'s mut Garbage,
+    pub(crate) dirty_bytes: &'s mut usize,
+}
+
+/// A node was split: the new one stands right of it, from this key on.
+struct Split {
+    separator: Vec<u8>,
+    right: Arc<Node>,
+}
+
+impl<'s> Edit<'s> {
+    fn tree(&self) -> Tree<'s> {
+        Tree { source: self.source, id: self.id }
+    }
+
+    fn is_frozen(&self, batch: u64) -> bool {
+        self.frozen.is_some_and(|frozen| batch <= frozen)
+    }
+
+    fn release(&mut self, released: Released) {
+        for long in released.extents {
+            self.garbage.extents.push((long.page, long.pages()));
+        }
+        for blob in released.blobs {
+            *self.dirty_bytes -= blob.bytes.len();
+            if self.is_frozen(blob.batch) {
+                self.garbage.blobs.push(blob);
+            }
+        }
+    }
+
+    /// The node for changing: itself if this batch made it, else a copy in its place.
+    fn own<'n>(&mut self, node: &'n mut Arc<Node>) -> &'n mut Node {
+        if node.batch != self.batch {
+            let copy = Arc::new(node.copy(self.batch));
+            let old = std::mem::replace(node, copy);
+            if self.is_frozen(old.batch) {
+                self.garbage.nodes.push(old);
+            }
+        }
+        Arc::get_mut(node).expect("no root holds a node of the batch that is being built")
+    }
+
+    /// A page from disk, for changing.
+    fn take_page(&mut self, link: &Link, level: Option<u8>) -> Result<Arc<Node>, StoreError> {
+        let page = self.source.page(link, self.id as u8, level)?;
+        let node = Node::from_disk(page.page().0, self.batch);
+        self.garbage.extents.push((link.page, 1));
+        *self.dirty_bytes += PAGE;
+        Ok(Arc::new(node))
+    }
+
+    /// A child for changing: in memory, if need be from disk.
+    fn child_mut<'n>(&mut self, node: &'n mut Node, i: usize) -> Result<&'n mut Arc<Node>, StoreError> {
+        let place = match node.child(i) {
+            Place::Memory(place) => place,
+            Place::Disk(link) => {
+                let child = self.take_page(&link, Some(node.page().level() - 1))?;
+                node.adopt(i, child)
+            }
+        };
+        Ok(node.child_at_mut(place))
+    }
+
+    fn new_node(&mut self, level: u8) -> Node {
+        *self.dirty_bytes += PAGE;
+        Node::new(self.id as u8, level, self.batch)
+    }
+
+    fn count_long(&mut self, part: &[u8]) {
+        if part.len() > crate::page::INLINE_MAX {
+            *self.dirty_bytes += part.len();
+        }
+    }
+
+    /// Inserts or replaces.
+    pub(crate) fn insert(&mut self, root: &mut TreeRoot, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        if let TreeRoot::Disk(link) = root {
+            *root = TreeRoot::Memory(self.take_page(&link.clone(), None)?);
+        }
+        let TreeRoot::Memory(top) = root else {
+            let mut leaf = self.new_node(0);
+            self.count_long(key);
+            self.count_long(value);
+            leaf.insert_entry(0, key, value);
+            *root = TreeRoot::Memory(Arc::new(leaf));
+            return Ok(());
+        };
+        if let Some(split) = self.insert_below(top, key, value, true)? {
+            let mut branch = self.new_node(top.page().level() + 1);
+            branch.insert_child(0, b"", Child::Memory(top.clone()));
+            self.count_long(&split.separator);
+            branch.insert_child(1, &split.separator, Child::Memory(split.right));
+            *root = TreeRoot::Memory(Arc::new(branch));
+        }
+        Ok(())
+    }
+
+    /// `edge`: the node is the last of its level.
+    fn insert_below(
+        &mut self,
+        node: &mut Arc<Node>,
+        key: &[u8],
+        value: &[u8],
+        edge: bool,
+    ) -> Result<Option<Split>, StoreError> {
+        if node.page().is_leaf() {
+            return self.insert_leaf(node, key, value, edge);
+        }
+        let i = self.tree().covering(&NodeRef::Dirty(node), key)?;
+        let branch = self.own(node);
+        let last = i + 1 == branch.page().count();
+        let child = self.child_mut(branch, i)?;
+        match self.insert_below(child, key, value, edge && last)? {
+            None => Ok(None),
+            // The child has been split: failing now would lose its right half.
+            Some(split) => {
+                self.insert_branch(branch, i + 1, split, edge).inspect_err(|e| self.source.stop(e))
+            }
+        }
+    }
+
+    fn insert_leaf(
+        &mut self,
+        node: &mut Arc<Node>,
+        key: &[u8],
+        value: &[u8],
+        edge: bool,
+    ) -> Result<Option<Split>, StoreError> {
+        let (i, found) = self.tree().lower_bound(&NodeRef::Dirty(node), key)?;
+        if found
+            && let CellValue::Inline(range) = node.page().value(i)
+            && range.len() == value.len()
+        {
+            self.own(node).edit().overwrite(range, value);
+            return Ok(None);
+        }
+        let free = node.page().free_bytes() + if found { node.page().cell_bytes(i) + 2 } else { 0 };
+        let split = match free < leaf_cell_bytes(key.len(), value.len()) {
+            false => None,
+            true if found => {
+                let mut without = node.copy(self.batch);
+                without.remove_entry(i);
+                Some(self.leaf_split(&without, i, key, value, edge)?)
+            }
+            true => Some(self.leaf_split(node, i, key, value, edge)?),
+        };
+        let leaf = self.own(node);
+        if found {
+            let released = leaf.remove_entry(i);
+            self.release(released);
+        }
+        self.count_long(key);
+        self.count_long(value);
+        match split {
+            None => {
+                leaf.insert_entry(i, key, value);
+                Ok(None)
+            }
+            Some((at, separator)) => Ok(Some(self.split_leaf(leaf, at, separator, (i, key, value)))),
+        }
+    }
+
+    /// Where a full leaf is split to take a new entry at `i`: how many entries, the new one counted, stay left;
+    /// and the key that parts them.
+    fn leaf_split(
+        &self,
+        node: &Node,
+        i: usize,
+        key: &[u8],
+        value: &[u8],
+        edge: bool,
+    ) -> Result<(usize, Vec<u8>), StoreError> {
+        let at = split_point(node, i, leaf_cell_bytes(key.len(), value.len()), edge);
+        let tree = self.tree();
+        let node = NodeRef::Dirty(node);
+        let separator = if i + 1 == at {
+            tree.order().separator(key, &tree.key(&node, i)?)
+        } else if i == at {
+            tree.order().separator(&tree.key(&node, at - 1)?, key)
+        } else {
+            let right = if i < at { at - 1 } else { at };
+            tree.order().separator(&tree.key(&node, right - 1)?, &tree.key(&node, right)?)
+        };
+        Ok((at, separator))
+    }
+
+    fn split_leaf(
+        &mut self,
+        leaf: &mut Node,
+        at: usize,
+        separator: Vec<u8>,
+        (i, key, value): (usize, &[u8], &[u8]),
+    ) -> Split {
+        let mut right = self.new_node(0);
+        if i < at {
+            leaf.move_tail(at - 1, &mut right);
+            leaf.insert_entry(i, key, value);
+        } else {
+            leaf.move_tail(at, &mut right);
+            right.insert_entry(i - at, key, value);
+        }
+        Split { separator, right: Arc::new(right) }
+    }
+
+    /// Puts the right half of a split child at `i` of its parent, which may split in turn.
+    fn insert_branch(
+        &mut self,
+        branch: &mut Node,
+        i: usize,
+        split: Split,
+        edge: bool,
+    ) -> Result<Option<Split>, StoreError> {
+        let Split { separator: key, right: child } = split;
+        let child = Child::Memory(child);
+        if branch.fits_child(key.len()) {
+            self.count_long(&key);
+            branch.insert_child(i, &key, child);
+            branch.edit().set_run_position(i + 1);
+            return Ok(None);
+        }
+        let at = split_point(branch, i, branch_cell_bytes(key.len()), edge);
+        let mut right = self.new_node(branch.page().level());
+        if i == at {
+            branch.move_tail(at, &mut right);
+            right.insert_child(0, b"", child);
+            return Ok(Some(Split { separator: key, right: Arc::new(right) }));
+        }
+        let first = if i < at { at - 1 } else { at };
+        let separator = self.tree().key(&NodeRef::Dirty(branch), first)?.to_vec();
+        branch.move_tail(first, &mut right);
+        let released = right.blank_first_key();
+        self.release(released);
+        self.count_long(&key);
+        let (into, i) = if i < at { (branch, i) } else { (&mut right, i - at) };
+        into.insert_child(i, &key, child);
+        into.edit().set_run_position(i + 1);
+        Ok(Some(Split { separator, right: Arc::new(right) }))
+    }
+
+    /// Removes a key that the tree holds. (The caller has looked: a key that is not there copies no path.)
+    pub(crate) fn remove(&mut self, root: &mut TreeRoot, key: &[u8]) -> Result<(), StoreError> {
+        if let TreeRoot::Disk(link) = root {
+            *root = TreeRoot::Memory(self.take_page(&link.clone(), None)?);
+        }
+        let TreeRoot::Memory(top) = root else { return Ok(()) };
+        self.remove_below(top, key)?;
+        while let TreeRoot::Memory(top) = root {
+            let (count, leaf) = (top.page().count(), top.page().is_leaf());
+            if count > 1 || (leaf && count == 1) {
+                break;
+            }
+            // An emptied tree, or a root with a single child: one level less.
+            *self.dirty_bytes -= PAGE;
+            *root = if count == 0 {
+                TreeRoot::Empty
+            } else {
+                match self.own(top).remove_child(0).0 {
+                    Child::Disk(link) => TreeRoot::Disk(link),
+                    Child::Memory(node) => TreeRoot::Memory(node),
+                }
+            };
+        }
+        Ok(())
+    }
+
+    fn remove_below(&mut self, node: &mut Arc<Node>, key: &[u8]) -> Result<(), StoreError> {
+        if node.page().is_leaf() {
+            let (i, found) = self.tree().lower_bound(&NodeRef::Dirty(node), key)?;
+            assert!(found, "the caller has seen the key");
+            let released = self.own(node).remove_entry(i);
+            self.release(released);
+            return Ok(());
+        }
+        let i = self.tree().covering(&NodeRef::Dirty(node), key)?;
+        let branch = self.own(node);
+        let child = self.child_mut(branch, i)?;
+        self.remove_below(child, key)?;
+        let (count, used) = (child.page().count(), child.page().used_bytes());
+        if count == 0 {
+            *self.dirty_bytes -= PAGE;
+            self.drop_child(branch, i);
+            return Ok(());
+        }
+        if used < MERGE_BELOW
+            && let Err(error) = self.merge(branch, i)
+        {
+            // The entry is gone as asked, and the tree is whole; whoever reads the sibling gets the error.
+            log::warn!("a sibling could not be read, and stays as it is: {error}");
+        }
+        Ok(())
+    }
+
+    /// Takes a child out of its parent; the first cell left has no key.
+    fn drop_child(&mut self, branch: &mut Node, i: usize) -> Child {
+        let (child, released) = branch.remove_child(i);
+        self.release(released);
+        if i == 0 && branch.page().count() > 0 {
+            let released = branch.blank_first_key();
+            self.release(released);
+        }
+        child
+    }
+
+    /// Merges an underfull child with a sibling, if both together leave room for more. An error changes nothing.
+    fn merge(&mut self, branch: &mut Node, i: usize) -> Result<(), StoreError> {
+        let count = branch.page().count();
+        if count < 2 {
+            return Ok(());
+        }
+        let left = if i + 1 < count { i } else { i - 1 };
+        let tree = self.tree();
+        let parent = NodeRef::Dirty(branch);
+        let (a, b) = (tree.child(&parent, left)?, tree.child(&parent, left + 1)?);
+        let separator = tree.key(&parent, left + 1)?;
+        let level = a.page().level();
+        let extra = if level > 0 { branch_cell_bytes(separator.len()) } else { 0 };
+        if a.page().used_bytes() + b.page().used_bytes() + extra > MERGED_MAX {
+            return Ok(());
+        }
+        let separator = separator.to_vec();
+        drop((a, b));
+        self.child_mut(branch, left)?;
+        self.child_mut(branch, left + 1)?;
+        let Child::Memory(mut right) = self.drop_child(branch, left + 1) else {
+            unreachable!("child_mut put it in memory")
+        };
+        let right = self.own(&mut right);
+        let target = self.child_mut(branch, left)?;
+        let target = self.own(target);
+        if level > 0 {
+            // The first cell of the right node has no key; what parted the two is its key now.
+            let (first, _) = right.remove_child(0);
+            self.count_long(&separator);
+            target.insert_child(target.page().count(), &separator, first);
+        }
+        right.move_tail(0, target);
+        *self.dirty_bytes -= PAGE;
+        Ok(())
+    }
+}
+
+/// How many cells stay left when a full page is split to take a cell of `bytes` bytes at `i`; the new one counts.
+///
+/// Appending at the last page of a level leaves the left page full. So does going on with an ascending run within
+/// a level, when what is right of the run fits beside the new cell. Else the halves are of equal size.
+fn split_point(node: &Node, i: usize, bytes: usize, edge: bool) -> usize {
+    let page = node.page();
+    let count = page.count();
+    if i == count && (edge || page.run_position() == i) {
+        return i;
+    }
+    let size = |cell: usize| match cell.cmp(&i) {
+        std::cmp::Ordering::Less => page.cell_bytes(cell) + 2,
+        std::cmp::Ordering::Equal => bytes,
+        std::cmp::Ordering::Greater => page.cell_bytes(cell - 1) + 2,
+    };
+    let total = page.used_bytes() + bytes;
+    if i > 0 && page.run_position() == i {
+        let left: usize = (0..i).map(size).sum();
+        if left >= total / 2 && total - left <= PAGE - HEADER {
+            return i;
+        }
+    }
+    let (mut left, mut at) = (0, 0);
+    while at < count {
+        let next = left + size(at);
+        if at > 0 && (next > PAGE - HEADER || next.abs_diff(total - next) >= left.abs_diff(total - left)) {
+            break;
+        }
+        left = next;
+        at += 1;
+    }
+    at
+}

@@ -1,0 +1,548 @@
+//! The page: one format for leaves and branches, in memory and on disk.
+//!
+//! A page is [`PAGE`] bytes: a header, an array of slots (offsets of cells, in key order), a gap, and the cells,
+//! which grow from the end. `docs/format.md` has every byte; the constants here are its tables.
+//!
+//! Promises: a page that passed [`PageView::validate`] can be read without going outside its bytes. It never
+//! knows what keys mean, and never touches another page: long keys and values, and children, are references.
+
+use std::ops::Range;
+
+/// Bytes of a page.
+pub(crate) const PAGE: usize = 4096;
+pub(crate) type PageBytes = [u8; PAGE];
+
+/// Bytes of the header; the slots begin here.
+pub(crate) const HEADER: usize = 32;
+const ID: usize = 0;
+const GENERATION: usize = 8;
+const KIND: usize = 16;
+const LEVEL: usize = 17;
+const TREE: usize = 18;
+const COUNT: usize = 20;
+const CELLS: usize = 22;
+const DEAD: usize = 24;
+const LAST_INSERT: usize = 26;
+
+const KIND_LEAF: u8 = 1;
+const KIND_BRANCH: u8 = 2;
+
+/// Bytes before the key in a leaf's cell: flags, key length, value length.
+pub(crate) const LEAF_CELL_HEAD: usize = 5;
+/// Bytes before the key in a branch's cell: flags, key length, link.
+pub(crate) const BRANCH_CELL_HEAD: usize = 3 + LINK_BYTES;
+const LINK_BYTES: usize = 30;
+/// Bytes of a reference to a long key or value: first page, length, checksum.
+pub(crate) const LONG_BYTES: usize = 14;
+
+/// The key is long: its first [`KEY_PREFIX`] bytes stand in the cell, all of it in an overflow extent.
+pub(crate) const FLAG_LONG_KEY: u8 = 1;
+/// The value is long: it stands in an overflow extent.
+pub(crate) const FLAG_LONG_VALUE: u8 = 2;
+/// Reserved: the value is compressed with zstd. Not written yet, and refused when read.
+const FLAGS_KNOWN: u8 = FLAG_LONG_KEY | FLAG_LONG_VALUE;
+
+/// Keys and values up to this length stand in the page, so that a page holds two cells at least.
+pub(crate) const INLINE_MAX: usize = 960;
+/// What a cell keeps of a long key, to compare without reading the extent.
+pub(crate) const KEY_PREFIX: usize = 128;
+
+/// Set in a page number that is none: the low bits are a place in the side table of the node in memory. Never on disk.
+const IN_MEMORY: u64 = 1 << 47;
+
+pub(crate) fn get_u16(bytes: &[u8], at: usize) -> usize {
+    usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
+}
+
+fn put_u16(bytes: &mut [u8], at: usize, value: usize) {
+    let value = u16::try_from(value).expect("offsets within a page fit 16 bits");
+    bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
+}
+
+pub(crate) fn get_u32(bytes: &[u8], at: usize) -> u32 {
+    let mut le = [0; 4];
+    le.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(le)
+}
+
+pub(crate) fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+fn get_u48(bytes: &[u8], at: usize) -> u64 {
+    let mut le = [0; 8];
+    le[..6].copy_from_slice(&bytes[at..at + 6]);
+    u64::from_le_bytes(le)
+}
+
+fn put_u48(bytes: &mut [u8], at: usize, value: u64) {
+    assert!(value < 1 << 48, "page numbers and sums fit 48 bits");
+    bytes[at..at + 6].copy_from_slice(&value.to_le_bytes()[..6]);
+}
+
+pub(crate) fn get_u64(bytes: &[u8], at: usize) -> u64 {
+    let mut le = [0; 8];
+    le.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(le)
+}
+
+pub(crate) fn put_u64(bytes: &mut [u8], at: usize, value: u64) {
+    bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+}
+
+/// What a subtree holds: for counts and hashes without reading it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    /// Entries.
+    pub(crate) count: u64,
+    /// Bytes of keys and values.
+    pub(crate) bytes: u64,
+    /// CRC-32C of key bytes then value bytes of each entry, in order.
+    pub(crate) crc: u32,
+}
+
+impl Sums {
+    /// Adds what follows in key order.
+    pub(crate) fn then(self, next: Sums) -> Sums {
+        Sums {
+            count: self.count + next.count,
+            bytes: self.bytes + next.bytes,
+            crc: crc32c::crc32c_combine(self.crc, next.crc, next.bytes as usize),
+        }
+    }
+}
+
+/// A page on disk, as its parent knows it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) page: u64,
+    /// CRC-32C of the page's bytes.
+    pub(crate) check: u32,
+    pub(crate) sums: Sums,
+}
+
+/// Where a child or a long key or value is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place<T> {
+    Disk(T),
+    /// In the side table of the node in memory.
+    Memory(usize),
+}
+
+/// A long key or value on disk: contiguous pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Long {
+    pub(crate) page: u64,
+    /// Bytes.
+    pub(crate) len: u32,
+    /// CRC-32C of the bytes.
+    pub(crate) check: u32,
+}
+
+impl Long {
+    pub(crate) fn pages(&self) -> u32 {
+        self.len.div_ceil(PAGE as u32)
+    }
+}
+
+/// A value as the cell has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CellValue {
+    /// At these bytes of the page.
+    Inline(Range<usize>),
+    Long(Place<Long>, u32),
+}
+
+/// What is wrong with a page's bytes: the field, and what it holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Malformed {
+    pub(crate) field: &'static str,
+    pub(crate) found: u64,
+}
+
+/// Bytes of a leaf's cell with its slot.
+pub(crate) fn leaf_cell_bytes(key: usize, value: usize) -> usize {
+    let key = if key > INLINE_MAX { KEY_PREFIX + LONG_BYTES } else { key };
+    let value = if value > INLINE_MAX { LONG_BYTES } else { value };
+    2 + LEAF_CELL_HEAD + key + value
+}
+
+/// Bytes of a branch's cell with its slot.
+pub(crate) fn branch_cell_bytes(key: usize) -> usize {
+    2 + BRANCH_CELL_HEAD + if key > INLINE_MAX { KEY_PREFIX + LONG_BYTES } else { key }
+}
+
+/// A page to read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PageView<'p>(pub(crate) &'p [u8]);
+
+impl<'p> PageView<'p> {
+    pub(crate) fn id(self) -> u64 {
+        get_u64(self.0, ID)
+    }
+    pub(crate) fn is_leaf(self) -> bool {
+        self.0[KIND] == KIND_LEAF
+    }
+    /// 0 for a leaf.
+    pub(crate) fn level(self) -> u8 {
+        self.0[LEVEL]
+    }
+    pub(crate) fn tree(self) -> u8 {
+        self.0[TREE]
+    }
+    pub(crate) fn count(self) -> usize {
+        get_u16(self.0, COUNT)
+    }
+    /// Where the next entry of a run of ascending inserts would stand.
+    pub(crate) fn run_position(self) -> usize {
+        get_u16(self.0, LAST_INSERT)
+    }
+    /// Bytes that cells and slots take.
+    pub(crate) fn used_bytes(self) -> usize {
+        PAGE - HEADER - self.free_bytes()
+    }
+    /// Bytes for more cells and slots, after compacting.
+    pub(crate) fn free_bytes(self) -> usize {
+        self.gap_bytes() + get_u16(self.0, DEAD)
+    }
+    fn gap_bytes(self) -> usize {
+        get_u16(self.0, CELLS) - (HEADER + 2 * self.count())
+    }
+    fn cell(self, i: usize) -> usize {
+        debug_assert!(i < self.count());
+        get_u16(self.0, HEADER + 2 * i)
+    }
+    fn cell_head(self) -> usize {
+        if self.is_leaf() { LEAF_CELL_HEAD } else { BRANCH_CELL_HEAD }
+    }
+
+    /// The bytes of the key that stand in the cell, and whether the key is long.
+    #[inline]
+    pub(crate) fn key(self, i: usize) -> (&'p [u8], bool) {
+        let (range, long) = self.key_range(i);
+        (&self.0[range], long)
+    }
+
+    pub(crate) fn key_range(self, i: usize) -> (Range<usize>, bool) {
+        let at = self.cell(i);
+        let start = at + self.cell_head();
+        (start..start + get_u16(self.0, at + 1), self.0[at] & FLAG_LONG_KEY != 0)
+    }
+
+    /// The reference of a long key.
+    pub(crate) fn long_key(self, i: usize) -> (Place<Long>, u32) {
+        self.long(self.long_key_at(i))
+    }
+
+    fn long_key_at(self, i: usize) -> usize {
+        self.key_range(i).0.end
+    }
+
+    fn long(self, at: usize) -> (Place<Long>, u32) {
+        let (page, len) = (get_u48(self.0, at), get_u32(self.0, at + 6));
+        if page & IN_MEMORY != 0 {
+            return (Place::Memory((page & !IN_MEMORY) as usize), len);
+        }
+        (Place::Disk(Long { page, len, check: get_u32(self.0, at + 10) }), len)
+    }
+
+    fn value_at(self, i: usize) -> usize {
+        let (range, long) = self.key_range(i);
+        range.end + if long { LONG_BYTES } else { 0 }
+    }
+
+    pub(crate) fn value(self, i: usize) -> CellValue {
+        let (at, start) = (self.cell(i), self.value_at(i));
+        if self.0[at] & FLAG_LONG_VALUE != 0 {
+            let (place, len) = self.long(start);
+            return CellValue::Long(place, len);
+        }
+        CellValue::Inline(start..start + get_u16(self.0, at + 3))
+    }
+
+    /// A branch's child.
+    pub(crate) fn child(self, i: usize) -> Place<Link> {
+        let at = self.cell(i) + 3;
+        let page = get_u48(self.0, at);
+        if page & IN_MEMORY != 0 {
+            return Place::Memory((page & !IN_MEMORY) as usize);
+        }
+        Place::Disk(Link {
+            page,
+            check: get_u32(self.0, at + 6),
+            sums: Sums {
+                count: get_u48(self.0, at + 14),
+                bytes: get_u48(self.0, at + 20),
+                crc: get_u32(self.0, at + 26),
+            },
+        })
+    }
+
+    /// Bytes of a cell, without its slot.
+    pub(crate) fn cell_bytes(self, i: usize) -> usize {
+        let at = self.cell(i);
+        let key = self.value_at(i) - at;
+        match self.is_leaf() {
+            false => key,
+            true if self.0[at] & FLAG_LONG_VALUE != 0 => key + LONG_BYTES,
+            true => key + get_u16(self.0, at + 3),
+        }
+    }
+
+    /// Whether any cell refers to something that is not on disk. The page must be valid.
+    pub(crate) fn names_memory(self) -> bool {
+        (0..self.count()).any(|i| self.cell_names_memory(i))
+    }
+
+    fn cell_names_memory(self, i: usize) -> bool {
+        let key = self.key_range(i).1 && matches!(self.long_key(i).0, Place::Memory(_));
+        let rest = match self.is_leaf() {
+            true => matches!(self.value(i), CellValue::Long(Place::Memory(_), _)),
+            false => matches!(self.child(i), Place::Memory(_)),
+        };
+        key || rest
+    }
+
+    /// Whether every offset stays inside the page. Done once, when a page is first read from disk.
+    pub(crate) fn validate(self) -> Result<(), Malformed> {
+        let bad = |field, found: usize| Err(Malformed { field, found: found as u64 });
+        if self.0.len() != PAGE {
+            return bad("length", self.0.len());
+        }
+        let (kind, level, count, cells) = (self.0[KIND], self.level(), self.count(), get_u16(self.0, CELLS));
+        if !(kind == KIND_LEAF && level == 0 || kind == KIND_BRANCH && level > 0) {
+            return bad("kind", usize::from(kind));
+        }
+        if count == 0 || HEADER + 2 * count > PAGE {
+            return bad("count", count);
+        }
+        if cells > PAGE || HEADER + 2 * count > cells {
+            return bad("cell area", cells);
+        }
+        let mut live = 0;
+        for i in 0..count {
+            let at = self.cell(i);
+            if at < cells || at + self.cell_head() > PAGE {
+                return bad("slot", at);
+            }
+            let flags = self.0[at];
+            if flags & !FLAGS_KNOWN != 0 || (kind == KIND_BRANCH && flags & FLAG_LONG_VALUE != 0) {
+                return bad("cell flags", usize::from(flags));
+            }
+            let key_end = at + self.cell_head() + get_u16(self.0, at + 1);
+            if key_end > PAGE || at + self.cell_bytes(i) > PAGE {
+                return bad("cell length", get_u16(self.0, at + 1));
+            }
+            live += self.cell_bytes(i);
+        }
+        if live + get_u16(self.0, DEAD) != PAGE - cells {
+            return bad("dead bytes", get_u16(self.0, DEAD));
+        }
+        Ok(())
+    }
+}
+
+/// A page to edit. The caller has checked that there is room.
+#[derive(Debug)]
+pub(crate) struct PageMut<'p>(pub(crate) &'p mut PageBytes);
+
+impl PageMut<'_> {
+    pub(crate) fn view(&self) -> PageView<'_> {
+        PageView(&self.0[..])
+    }
+
+    /// An empty page of that level.
+    pub(crate) fn init(&mut self, tree: u8, level: u8) {
+        self.0.fill(0);
+        self.0[KIND] = if level == 0 { KIND_LEAF } else { KIND_BRANCH };
+        self.0[LEVEL] = level;
+        self.0[TREE] = tree;
+        put_u16(self.0, CELLS, PAGE);
+    }
+
+    /// The page gets its place on disk.
+    pub(crate) fn stamp(&mut self, id: u64, generation: u64) {
+        put_u64(self.0, ID, id);
+        put_u64(self.0, GENERATION, generation);
+    }
+
+    /// Notes where the next entry of an ascending run would stand.
+    pub(crate) fn set_run_position(&mut self, position: usize) {
+        put_u16(self.0, LAST_INSERT, position);
+    }
+
+    /// Opens a slot and a cell of `bytes` bytes; where the cell begins. Its bytes are undefined.
+    fn open_cell(&mut self, i: usize, bytes: usize) -> usize {
+        assert!(self.view().free_bytes() >= bytes + 2, "the caller splits full pages");
+        if self.view().gap_bytes() < bytes + 2 {
+            self.compact();
+        }
+        let count = self.view().count();
+        let at = get_u16(self.0, CELLS) - bytes;
+        let slot = HEADER + 2 * i;
+        self.0.copy_within(slot..HEADER + 2 * count, slot + 2);
+        put_u16(self.0, slot, at);
+        put_u16(self.0, COUNT, count + 1);
+        put_u16(self.0, CELLS, at);
+        at
+    }
+
+    /// Inserts an entry of which both parts are short.
+    pub(crate) fn insert_short(&mut self, i: usize, key: &[u8], value: &[u8]) {
+        debug_assert!(key.len() <= INLINE_MAX && value.len() <= INLINE_MAX);
+        let at = self.open_cell(i, LEAF_CELL_HEAD + key.len() + value.len());
+        self.0[at] = 0;
+        put_u16(self.0, at + 1, key.len());
+        put_u16(self.0, at + 3, value.len());
+        let key_at = at + LEAF_CELL_HEAD;
+        self.0[key_at..key_at + key.len()].copy_from_slice(key);
+        let value_at = key_at + key.len();
+        self.0[value_at..value_at + value.len()].copy_from_slice(value);
+    }
+
+    /// Inserts an entry; `long_key` and `long_value` are places in the side table, given when the part is long.
+    pub(crate) fn insert_entry(
+        &mut self,
+        i: usize,
+        key: &[u8],
+        long_key: Option<usize>,
+        value: &[u8],
+        long_value: Option<usize>,
+    ) {
+        let at = self.open_cell(i, leaf_cell_bytes(key.len(), value.len()) - 2);
+        self.0[at] = 0;
+        put_u16(self.0, at + 3, if long_value.is_some() { 0 } else { value.len() });
+        let end = self.put_key(at, LEAF_CELL_HEAD, key, long_key);
+        match long_value {
+            None => self.0[end..end + value.len()].copy_from_slice(value),
+            Some(place) => {
+                self.0[at] |= FLAG_LONG_VALUE;
+                self.put_long_memory(end, place, value.len());
+            }
+        }
+    }
+
+    /// Inserts a child in memory at `place` of the side table.
+    pub(crate) fn insert_child(&mut self, i: usize, key: &[u8], long_key: Option<usize>, child: Place<Link>) {
+        let at = self.open_cell(i, branch_cell_bytes(key.len()) - 2);
+        self.0[at] = 0;
+        self.put_key(at, BRANCH_CELL_HEAD, key, long_key);
+        self.set_child(i, child);
+    }
+
+    fn put_key(&mut self, at: usize, head: usize, key: &[u8], long: Option<usize>) -> usize {
+        let inline = if long.is_some() { &key[..KEY_PREFIX] } else { key };
+        put_u16(self.0, at + 1, inline.len());
+        let end = at + head + inline.len();
+        self.0[at + head..end].copy_from_slice(inline);
+        let Some(place) = long else { return end };
+        self.0[at] |= FLAG_LONG_KEY;
+        self.put_long_memory(end, place, key.len());
+        end + LONG_BYTES
+    }
+
+    fn put_long_memory(&mut self, at: usize, place: usize, len: usize) {
+        put_u48(self.0, at, IN_MEMORY | place as u64);
+        put_u32(self.0, at + 6, u32::try_from(len).expect("the store bounds the length of keys and values"));
+        put_u32(self.0, at + 10, 0);
+    }
+
+    fn put_long(&mut self, at: usize, place: Place<Long>) {
+        match place {
+            Place::Memory(place) => put_u48(self.0, at, IN_MEMORY | place as u64),
+            Place::Disk(long) => {
+                put_u48(self.0, at, long.page);
+                put_u32(self.0, at + 6, long.len);
+                put_u32(self.0, at + 10, long.check);
+            }
+        }
+    }
+
+    /// Moves the reference of a long key.
+    pub(crate) fn set_long_key(&mut self, i: usize, place: Place<Long>) {
+        self.put_long(self.view().long_key_at(i), place);
+    }
+
+    /// Moves the reference of a long value.
+    pub(crate) fn set_long_value(&mut self, i: usize, place: Place<Long>) {
+        self.put_long(self.view().value_at(i), place);
+    }
+
+    /// Overwrites a short value with one of the same length.
+    pub(crate) fn overwrite(&mut self, range: Range<usize>, value: &[u8]) {
+        self.0[range].copy_from_slice(value);
+    }
+
+    pub(crate) fn set_child(&mut self, i: usize, child: Place<Link>) {
+        let at = self.view().cell(i) + 3;
+        match child {
+            Place::Memory(place) => {
+                self.0[at..at + LINK_BYTES].fill(0);
+                put_u48(self.0, at, IN_MEMORY | place as u64);
+            }
+            Place::Disk(link) => {
+                put_u48(self.0, at, link.page);
+                put_u64(self.0, at + 6, u64::from(link.check));
+                put_u48(self.0, at + 14, link.sums.count);
+                put_u48(self.0, at + 20, link.sums.bytes);
+                put_u32(self.0, at + 26, link.sums.crc);
+            }
+        }
+    }
+
+    /// Takes the key away from a branch's cell: the first cell of a branch has none.
+    pub(crate) fn blank_key(&mut self, i: usize) {
+        let (at, before) = (self.view().cell(i), self.view().cell_bytes(i));
+        self.0[at] = 0;
+        put_u16(self.0, at + 1, 0);
+        self.add_dead(before - BRANCH_CELL_HEAD);
+    }
+
+    fn add_dead(&mut self, bytes: usize) {
+        let dead = get_u16(self.0, DEAD) + bytes;
+        put_u16(self.0, DEAD, dead);
+    }
+
+    /// Removes a cell.
+    pub(crate) fn remove(&mut self, i: usize) {
+        let (at, bytes, count) = (self.view().cell(i), self.view().cell_bytes(i), self.view().count());
+        let slot = HEADER + 2 * i;
+        self.0.copy_within(slot + 2..HEADER + 2 * count, slot);
+        put_u16(self.0, COUNT, count - 1);
+        if at == get_u16(self.0, CELLS) {
+            put_u16(self.0, CELLS, at + bytes);
+        } else {
+            self.add_dead(bytes);
+        }
+    }
+
+    /// Drops the cells from `from` on.
+    pub(crate) fn truncate(&mut self, from: usize) {
+        let dead: usize = (from..self.view().count()).map(|i| self.view().cell_bytes(i)).sum();
+        self.add_dead(dead);
+        put_u16(self.0, COUNT, from);
+        self.compact();
+    }
+
+    /// Appends a cell of another page as it is.
+    pub(crate) fn append_cell(&mut self, from: PageView<'_>, i: usize) {
+        let (start, bytes, count) = (from.cell(i), from.cell_bytes(i), self.view().count());
+        let at = self.open_cell(count, bytes);
+        self.0[at..at + bytes].copy_from_slice(&from.0[start..start + bytes]);
+    }
+
+    /// Closes the holes between cells.
+    fn compact(&mut self) {
+        let old = *self.0;
+        let old = PageView(&old);
+        let mut at = PAGE;
+        for i in 0..old.count() {
+            let (start, bytes) = (old.cell(i), old.cell_bytes(i));
+            at -= bytes;
+            self.0[at..at + bytes].copy_from_slice(&old.0[start..start + bytes]);
+            put_u16(self.0, HEADER + 2 * i, at);
+        }
+        put_u16(self.0, CELLS, at);
+        put_u16(self.0, DEAD, 0);
+    }
+}

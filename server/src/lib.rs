@@ -7,6 +7,7 @@
 
 pub mod apply;
 pub mod core;
+pub mod lease;
 pub mod reply;
 pub mod rpc;
 pub mod service;

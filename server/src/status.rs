@@ -1,4 +1,12 @@
-//! The error of a call: a gRPC code and its text. Constructors for etcd's own errors (reference errors.tsv).
+//! The error of a call: a gRPC code and its text.
+//!
+//! Every error of etcd that can occur here stands once, in the table at the end, with the code and the text that a
+//! client sees. A test compares the table with `reference/errors.tsv`. Texts that carry a detail are made by the
+//! functions of [`Status`].
+
+use std::borrow::Cow;
+
+use trilith_engine::StoreError;
 
 /// gRPC status codes, by their wire numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,15 +31,95 @@ pub enum Code {
     Unauthenticated = 16,
 }
 
+/// What a failed call answers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Status {
+    /// The gRPC code.
     pub code: Code,
-    pub message: std::borrow::Cow<'static, str>,
+    /// The text, as a client shows it.
+    pub message: Cow<'static, str>,
 }
 
 impl Status {
+    /// A status with a fixed text.
     pub const fn new(code: Code, message: &'static str) -> Status {
-        Status { code, message: std::borrow::Cow::Borrowed(message) }
+        Status { code, message: Cow::Borrowed(message) }
     }
+
+    /// A failure of our own that no client is to blame for.
+    pub fn internal(message: impl std::fmt::Display) -> Status {
+        Status { code: Code::Internal, message: Cow::Owned(format!("etcdserver: {message}")) }
+    }
+
+    /// A method that etcd has and this server does not have yet.
+    pub fn unimplemented(method: &str) -> Status {
+        Status {
+            code: Code::Unimplemented,
+            message: Cow::Owned(format!("etcdserver: {method} is not implemented")),
+        }
+    }
+}
+
+impl From<StoreError> for Status {
+    fn from(error: StoreError) -> Status {
+        match error {
+            StoreError::Compacted => COMPACTED,
+            StoreError::Future => FUTURE_REV,
+            other => Status::internal(other),
+        }
+    }
+}
+
+macro_rules! statuses {
+    ($($name:ident = $reference:literal, $code:ident, $message:literal;)*) => {
+        $(
+            #[doc = concat!("`", $message, "`")]
+            pub const $name: Status = Status::new(Code::$code, $message);
+        )*
+
+        /// Every status of the table, with its name in `reference/errors.tsv`.
+        pub const ALL: &[(&str, Status)] = &[$(($reference, $name)),*];
+    };
+}
+
+statuses! {
+    CANCELED = "ErrGRPCCanceled", Canceled, "etcdserver: request canceled";
+    CLUSTER_ID_MISMATCH = "ErrGRPCClusterIDMismatch", FailedPrecondition, "etcdserver: cluster ID mismatch";
+    COMPACTED = "ErrGRPCCompacted", OutOfRange, "etcdserver: mvcc: required revision has been compacted";
+    CORRUPT = "ErrGRPCCorrupt", DataLoss, "etcdserver: corrupt cluster";
+    DUPLICATE_KEY = "ErrGRPCDuplicateKey", InvalidArgument, "etcdserver: duplicate key given in txn request";
+    EMPTY_KEY = "ErrGRPCEmptyKey", InvalidArgument, "etcdserver: key is not provided";
+    FUTURE_REV = "ErrGRPCFutureRev", OutOfRange, "etcdserver: mvcc: required revision is a future revision";
+    INVALID_CLIENT_API_VERSION = "ErrGRPCInvalidClientAPIVersion", InvalidArgument,
+        "etcdserver: invalid client api version";
+    INVALID_SORT_OPTION = "ErrGRPCInvalidSortOption", InvalidArgument, "etcdserver: invalid sort option";
+    KEY_NOT_FOUND = "ErrGRPCKeyNotFound", InvalidArgument, "etcdserver: key not found";
+    LEADER_CHANGED = "ErrGRPCLeaderChanged", Unavailable, "etcdserver: leader changed";
+    LEASE_EXIST = "ErrGRPCLeaseExist", FailedPrecondition, "etcdserver: lease already exists";
+    LEASE_NOT_FOUND = "ErrGRPCLeaseNotFound", NotFound, "etcdserver: requested lease not found";
+    LEASE_PROVIDED = "ErrGRPCLeaseProvided", InvalidArgument, "etcdserver: lease is provided";
+    LEASE_TTL_TOO_LARGE = "ErrGRPCLeaseTTLTooLarge", OutOfRange, "etcdserver: too large lease TTL";
+    NO_LEADER = "ErrGRPCNoLeader", Unavailable, "etcdserver: no leader";
+    NO_SPACE = "ErrGRPCNoSpace", ResourceExhausted, "etcdserver: mvcc: database space exceeded";
+    NOT_CAPABLE = "ErrGRPCNotCapable", FailedPrecondition, "etcdserver: not capable";
+    NOT_LEADER = "ErrGRPCNotLeader", FailedPrecondition, "etcdserver: not leader";
+    REQUEST_TOO_LARGE = "ErrGRPCRequestTooLarge", InvalidArgument, "etcdserver: request is too large";
+    TOO_MANY_REQUESTS = "ErrGRPCRequestTooManyRequests", Unknown, "etcdserver: too many requests";
+    STOPPED = "ErrGRPCStopped", Unavailable, "etcdserver: server stopped";
+    TIMEOUT = "ErrGRPCTimeout", Unavailable, "etcdserver: request timed out";
+    TIMEOUT_CONNECTION_LOST = "ErrGRPCTimeoutDueToConnectionLost", Unavailable,
+        "etcdserver: request timed out, possibly due to connection lost";
+    TIMEOUT_LEADER_FAIL = "ErrGRPCTimeoutDueToLeaderFail", Unavailable,
+        "etcdserver: request timed out, possibly due to previous leader failure";
+    TOO_MANY_OPS = "ErrGRPCTooManyOps", InvalidArgument, "etcdserver: too many operations in txn request";
+    VALUE_PROVIDED = "ErrGRPCValueProvided", InvalidArgument, "etcdserver: value is provided";
+    WATCH_CANCELED = "ErrGRPCWatchCanceled", Canceled, "etcdserver: watch canceled";
+    NOT_PRIMARY = "lease.ErrNotPrimary", Unknown, "not a primary lessor";
+    PROPOSAL_DROPPED = "raft.ErrProposalDropped", Unknown, "raft proposal dropped";
+    HEALTH_UNKNOWN_SERVICE = "health.unknownService", NotFound, "unknown service";
+    RANGE_STREAM_FILTER = "status(RangeStream filter)", Unimplemented,
+        "RangeStream does not support revision filters";
+    RANGE_STREAM_SORT = "status(RangeStream sort)", Unimplemented,
+        "RangeStream does not support custom sort orders";
 }

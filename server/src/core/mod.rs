@@ -1,68 +1,182 @@
 //! The core: raft, the log and the store's writer, stepped by one task; everyone else talks to it through a
 //! [`Handle`].
-#![allow(unused_variables, clippy::todo)]
+//!
+//! ```text
+//! handlers --(inbox: proposals, reads)--> Core::step --> raft --> log
+//!                                             |
+//!                 waiters <-- apply, publish, hub <-- committed entries
+//! ```
+//!
+//! [`Core`] is a machine without a clock, a thread or a runtime: `step(now)` does what can be done without
+//! waiting. [`run`] is the thin driver that knows tokio. The core shares two things with the rest: queues, and the
+//! published root with the facts beside it.
 
+mod boot;
+mod driver;
+mod machine;
+mod reads;
+mod shared;
+mod waiters;
+
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
-use trilith_engine::{Reader, Root};
-use trilith_proto::etcdserverpb::InternalRaftRequest;
+use trilith_disk::Disk;
+use trilith_engine::StoreError;
+use trilith_raft::RaftError;
+use trilith_wal::{IoChoice, WalError};
 
-use crate::reply::Reply;
-use crate::status::Status;
+use crate::apply::ApplyError;
 
-/// What the services need of the core. Clones share it; Send + Sync.
-#[derive(Debug, Clone)]
-pub struct Handle(Arc<()>);
+pub use driver::run;
+pub use machine::Core;
+pub use shared::{Facts, Handle};
 
-/// The published facts of the member, readable at any time without a lock.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Facts {
-    pub cluster_id: u64,
-    pub member_id: u64,
-    pub leader: u64,
-    /// Live raft term.
-    pub term: u64,
-    pub commit: u64,
-    pub applied: u64,
-    /// Term of the last applied entry: what response headers carry.
-    pub applied_term: u64,
+/// The version that this server reports and brings the cluster to.
+pub const SERVER_VERSION: &str = "3.7.1";
+/// The version of the cluster, of the log's entries and of the store's content.
+pub const CLUSTER_VERSION: &str = "3.7.0";
+
+/// A member of the initial cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its --name.
+    pub name: String,
+    /// Its --initial-advertise-peer-urls.
+    pub peer_urls: Vec<String>,
 }
 
-impl Handle {
-    /// Proposes a request and waits until it has been applied here. The answer is the encoded response of the
-    /// request's kind (PutResponse for put, ...), header included.
-    pub async fn propose(&self, request: InternalRaftRequest) -> Result<Reply, Status> {
-        todo!()
+/// What a core is made from.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// --data-dir.
+    pub data_dir: PathBuf,
+    /// --wal-dir; None: `member/wal` in the data directory.
+    pub wal_dir: Option<PathBuf>,
+    /// The disk that holds both.
+    pub disk: Arc<dyn Disk>,
+    /// Read the store through a memory map.
+    pub map: bool,
+    /// The log's I/O path.
+    pub wal_io: IoChoice,
+    /// Length of a segment of the log; 64,000,000 as in etcd.
+    pub wal_segment_bytes: u64,
+    /// False only with --unsafe-no-fsync.
+    pub fsync: bool,
+    /// --max-wals.
+    pub max_wals: usize,
+    /// Unwritten bytes of the store that make a checkpoint due.
+    pub dirty_bytes_max: usize,
+    /// Bytes of log entries that make a checkpoint due: bounds the replay after a crash.
+    pub checkpoint_log_bytes: u64,
+    /// Age of the last checkpoint that makes one due when something changed since.
+    pub checkpoint_interval: Duration,
+    /// --name.
+    pub name: String,
+    /// --advertise-client-urls: published to the cluster.
+    pub client_urls: Vec<String>,
+    /// --initial-cluster; used at the first start only.
+    pub initial_cluster: Vec<Peer>,
+    /// --initial-cluster-token; used at the first start only.
+    pub initial_cluster_token: String,
+    /// --heartbeat-interval: one tick.
+    pub heartbeat: Duration,
+    /// --election-timeout.
+    pub election: Duration,
+    /// --pre-vote.
+    pub pre_vote: bool,
+    /// --max-request-bytes.
+    pub max_request_bytes: usize,
+    /// --max-txn-ops.
+    pub max_txn_ops: usize,
+    /// Seeds what is random.
+    pub seed: u64,
+    /// Unix time of the start in milliseconds: request ids begin there.
+    pub unix_ms: u64,
+}
+
+impl Config {
+    /// etcd's defaults for a lone member in this folder.
+    pub fn new(data_dir: PathBuf, disk: Arc<dyn Disk>) -> Config {
+        Config {
+            data_dir,
+            wal_dir: None,
+            disk,
+            map: true,
+            wal_io: IoChoice::Auto,
+            wal_segment_bytes: 64_000_000,
+            fsync: true,
+            max_wals: 5,
+            dirty_bytes_max: 256 << 20,
+            checkpoint_log_bytes: 64 << 20,
+            checkpoint_interval: Duration::from_secs(30),
+            name: "default".into(),
+            client_urls: vec!["http://localhost:2379".into()],
+            initial_cluster: vec![Peer {
+                name: "default".into(),
+                peer_urls: vec!["http://localhost:2380".into()],
+            }],
+            initial_cluster_token: "etcd-cluster".into(),
+            heartbeat: Duration::from_millis(100),
+            election: Duration::from_millis(1000),
+            pre_vote: true,
+            max_request_bytes: 1_572_864,
+            max_txn_ops: 128,
+            seed: 0,
+            unix_ms: 0,
+        }
     }
-    /// Waits for a linearizable read point; a root taken afterwards is fresh enough.
-    pub async fn read_point(&self) -> Result<(), Status> {
-        todo!()
+
+    /// Z3: how long a request may take.
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_secs(5) + 2 * self.election
     }
-    /// The newest published root.
-    pub fn root(&self) -> Root {
-        todo!()
+
+    /// Heartbeats that make up an election timeout.
+    fn election_ticks(&self) -> usize {
+        (self.election.as_millis() / self.heartbeat.as_millis().max(1)).max(1) as usize
     }
-    pub fn reader(&self) -> Reader {
-        todo!()
+
+    /// L1: the shortest TTL of a lease, in seconds.
+    fn min_lease_ttl(&self) -> i64 {
+        let ticks = (3 * self.election_ticks()) / 2;
+        let least = self.heartbeat * ticks as u32;
+        least.as_millis().div_ceil(1000) as i64
     }
-    pub fn facts(&self) -> Facts {
-        todo!()
-    }
-    /// Renews a lease; its TTL, 0 when there is none (any more).
-    pub async fn keep_alive(&self, lease: i64) -> Result<i64, Status> {
-        todo!()
-    }
-    /// (granted TTL, remaining TTL) of a lease.
-    pub fn lease_ttl(&self, lease: i64) -> Option<(i64, i64)> {
-        todo!()
-    }
-    /// All lease ids, by remaining time ascending.
-    pub fn leases(&self) -> Vec<i64> {
-        todo!()
-    }
-    /// Keys of a request that outlive the h2 frame are copied with this.
-    pub fn own(bytes: &Bytes) -> Bytes {
-        Bytes::copy_from_slice(bytes)
-    }
+}
+
+/// Why the core stands still for good. The process must end: what was not answered is unknown to its client.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    /// The folder does not hold what it should, or the configuration does not fit it.
+    #[error("{0}")]
+    Boot(String),
+    /// The log.
+    #[error("log: {0}")]
+    Wal(#[from] WalError),
+    /// Consensus.
+    #[error("raft: {0}")]
+    Raft(#[from] RaftError),
+    /// The store.
+    #[error("store: {0}")]
+    Store(#[from] StoreError),
+    /// An entry of the log.
+    #[error("log entry {index} of term {term}: {error}")]
+    Entry {
+        /// Raft index.
+        index: u64,
+        /// Raft term.
+        term: u64,
+        /// What is wrong with it.
+        error: ApplyError,
+    },
+    /// A wait that cannot fail but did.
+    #[error("{what}: {error}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// The operating system's answer.
+        error: std::io::Error,
+    },
 }

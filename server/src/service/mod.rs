@@ -1,1 +1,81 @@
-//! Request handlers, free of any transport.
+//! Request handlers, free of any transport: decoded requests in, encoded answers out.
+//!
+//! They check requests in etcd's order, read from published roots, and leave every change to the log. What could
+//! take long is begun where it stands, within a budget, and goes to a thread that may block when that is spent.
+
+pub mod cluster;
+mod intervals;
+pub mod kv;
+pub mod lease;
+pub mod maintenance;
+
+use crate::apply::range::{Budget, ReadError};
+use crate::reply::Reply;
+use crate::status::Status;
+
+/// RPCs that etcd has and this server does not serve yet, by their gRPC paths.
+pub const UNIMPLEMENTED: &[&str] = &[
+    "/etcdserverpb.Auth/AuthDisable",
+    "/etcdserverpb.Auth/AuthEnable",
+    "/etcdserverpb.Auth/AuthStatus",
+    "/etcdserverpb.Auth/Authenticate",
+    "/etcdserverpb.Auth/RoleAdd",
+    "/etcdserverpb.Auth/RoleDelete",
+    "/etcdserverpb.Auth/RoleGet",
+    "/etcdserverpb.Auth/RoleGrantPermission",
+    "/etcdserverpb.Auth/RoleList",
+    "/etcdserverpb.Auth/RoleRevokePermission",
+    "/etcdserverpb.Auth/UserAdd",
+    "/etcdserverpb.Auth/UserChangePassword",
+    "/etcdserverpb.Auth/UserDelete",
+    "/etcdserverpb.Auth/UserGet",
+    "/etcdserverpb.Auth/UserGrantRole",
+    "/etcdserverpb.Auth/UserList",
+    "/etcdserverpb.Auth/UserRevokeRole",
+    "/etcdserverpb.Cluster/MemberAdd",
+    "/etcdserverpb.Cluster/MemberPromote",
+    "/etcdserverpb.Cluster/MemberRemove",
+    "/etcdserverpb.Cluster/MemberUpdate",
+    "/etcdserverpb.Maintenance/Alarm",
+    "/etcdserverpb.Maintenance/Defragment",
+    "/etcdserverpb.Maintenance/Downgrade",
+    "/etcdserverpb.Maintenance/MoveLeader",
+    "/etcdserverpb.Maintenance/Snapshot",
+    "/v3electionpb.Election/Campaign",
+    "/v3electionpb.Election/Leader",
+    "/v3electionpb.Election/Observe",
+    "/v3electionpb.Election/Proclaim",
+    "/v3electionpb.Election/Resign",
+    "/v3lockpb.Lock/Lock",
+    "/v3lockpb.Lock/Unlock",
+];
+
+/// The error of an RPC that is in etcd and not served yet; None for paths that etcd does not have either.
+pub fn unimplemented(path: &str) -> Option<Status> {
+    let method = path.rsplit('/').next().filter(|_| UNIMPLEMENTED.contains(&path))?;
+    Some(Status::unimplemented(method))
+}
+
+/// Runs a read here within a small budget; if that does not do, anew on a thread that may block.
+async fn read<F>(read: F) -> Result<Reply, Status>
+where
+    F: Fn(&mut Budget) -> Result<Reply, ReadError> + Send + 'static,
+{
+    let mut budget = Budget::INLINE;
+    match read(&mut budget) {
+        Err(ReadError::OverBudget) => {}
+        done => return done.map_err(Status::from),
+    }
+    blocking(move || {
+        let mut budget = Budget::UNLIMITED;
+        read(&mut budget).map_err(Status::from)
+    })
+    .await
+}
+
+/// Runs something long on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work).await.map_err(Status::internal)?
+}

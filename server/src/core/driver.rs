@@ -1,0 +1,98 @@
+//! Runs a core on a tokio runtime: waits for whatever it should be stepped for, and steps it.
+//!
+//! It decides nothing. On a current-thread runtime that also serves connections, all that their tasks proposed
+//! since the last step goes into one batch, since the core's task runs after them; waking it is no system call.
+
+use std::future::pending;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use trilith_engine::{CheckpointDone, StoreError};
+
+use super::{Core, Fatal};
+
+type Checkpoint = Option<JoinHandle<Result<CheckpointDone, StoreError>>>;
+
+/// Drives the core until `shutdown` resolves, then ends it in order: nothing comes in, what came in is answered, a
+/// last checkpoint is written. Anything that keeps it from going on ends it with an error.
+pub async fn run(mut core: Core, shutdown: impl Future<Output = ()>) -> Result<(), Fatal> {
+    let shared = core.shared();
+    let log = watch_log(&core)?;
+    let start = Instant::now();
+    let mut checkpoint: Checkpoint = None;
+    let mut shutdown = std::pin::pin!(shutdown);
+    let mut timer = std::pin::pin!(sleep_until(start));
+    loop {
+        core.step(start.elapsed())?;
+        if checkpoint.is_none() {
+            checkpoint = core.begin_checkpoint().map(|job| tokio::task::spawn_blocking(move || job.run()));
+        }
+        let deadline = start + core.deadline();
+        if timer.deadline() != deadline {
+            timer.as_mut().reset(deadline);
+        }
+        // Steps that follow each other without a pause still let the other tasks of this thread run.
+        tokio::task::coop::consume_budget().await;
+        tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            outcome = finished(&mut checkpoint) => {
+                checkpoint = None;
+                core.checkpoint_finished(outcome?)?;
+            }
+            () = shared.woken() => {}
+            written = log_moved(log.as_ref()) => written?,
+            () = &mut timer => {}
+        }
+    }
+    end(core, checkpoint, start.elapsed()).await
+}
+
+async fn end(mut core: Core, mut checkpoint: Checkpoint, now: Duration) -> Result<(), Fatal> {
+    core.close(now)?;
+    if checkpoint.is_some() {
+        let outcome = finished(&mut checkpoint).await?;
+        core.checkpoint_finished(outcome)?;
+    }
+    if let Some(job) = core.begin_last_checkpoint() {
+        let mut last = Some(tokio::task::spawn_blocking(move || job.run()));
+        let outcome = finished(&mut last).await?;
+        core.checkpoint_finished(outcome)?;
+    }
+    core.flush()
+}
+
+/// A descriptor of our own for the log's events, since the log's is borrowed.
+fn watch_log(core: &Core) -> Result<Option<AsyncFd<OwnedFd>>, Fatal> {
+    let Some(fd) = core.event_fd() else { return Ok(None) };
+    let watched = fd.try_clone_to_owned().and_then(register);
+    watched.map(Some).map_err(|error| Fatal::Io { what: "watching the log's events", error })
+}
+
+/// The deprecated constructor asks for a descriptor that is neither closed nor replaced while it is registered; an
+/// `OwnedFd` that `AsyncFd` owns alone is just that, and its successor is an unsafe function.
+#[allow(deprecated)]
+fn register(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(fd)
+}
+
+/// The step that follows drains the events, so readiness is forgotten first: a later one is not missed.
+async fn log_moved(log: Option<&AsyncFd<OwnedFd>>) -> Result<(), Fatal> {
+    let Some(log) = log else { return pending().await };
+    let mut guard =
+        log.readable().await.map_err(|error| Fatal::Io { what: "waiting for the log's events", error })?;
+    guard.clear_ready();
+    Ok(())
+}
+
+async fn finished(checkpoint: &mut Checkpoint) -> Result<Result<CheckpointDone, StoreError>, Fatal> {
+    match checkpoint {
+        None => pending().await,
+        Some(job) => job
+            .await
+            .map_err(|error| Fatal::Io { what: "running a checkpoint", error: std::io::Error::other(error) }),
+    }
+}

@@ -1,0 +1,547 @@
+//! The steppable core.
+//!
+//! `step(now)` takes in what came, drives raft as far as it goes without waiting for the disk, applies what was
+//! committed as one batch, publishes the root once, hands the changes to the hub and only then answers. It never
+//! blocks, never reads a clock and never draws a random number.
+
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use trilith_engine::{Change, CheckpointDone, CheckpointJob, Store, StoreError};
+use trilith_proto::{etcdserverpb as pb, membershippb, raftpb};
+use trilith_raft::{Body, Committed, Node, Output, RaftError};
+
+use super::reads::Reads;
+use super::shared::{Facts, Proposal, Reading, Shared};
+use super::waiters::{Waiter, Waiters};
+use super::{CLUSTER_VERSION, Config, Fatal};
+use crate::apply::command::{self, Command};
+use crate::apply::{self, Answer, Applied, ApplyError, Context, members};
+use crate::lease;
+use crate::status::{self, Status};
+
+/// How often time-outs are looked for and the shared time moves on, at least.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_millis(100);
+/// Revisions that compaction removes in one go, and the pause after it: the writer is kept from its puts for a
+/// fraction of a millisecond at a time.
+const COMPACTION_BUDGET: usize = 128;
+const COMPACTION_PAUSE: Duration = Duration::from_millis(1);
+/// L4: revocations of expired leases under way at a time.
+const REVOKES_MAX: usize = 16;
+
+/// Something that every member does once, through the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Announcement {
+    Needed,
+    UnderWay,
+    Done,
+}
+
+/// What the core knows of who leads.
+#[derive(Debug)]
+struct Leadership {
+    /// 0 for nobody.
+    leader: u64,
+    /// When the last leader was first seen; None before the first.
+    elected: Option<Duration>,
+    /// The term in which this member, leading, applied its first entry; 0 when it does not lead.
+    primary_term: u64,
+    campaigned: bool,
+}
+
+/// The state of the running checkpoint, and of what the next one will hold.
+#[derive(Debug)]
+struct Checkpoints {
+    /// The conf state as of the running one.
+    running: Option<raftpb::ConfState>,
+    began: Duration,
+    /// Bytes of entries applied since the last one began.
+    log_bytes: u64,
+    changed: bool,
+}
+
+/// The core. Owned by one task.
+#[derive(Debug)]
+pub struct Core {
+    node: Node,
+    store: Store,
+    shared: Arc<Shared>,
+    config: Config,
+    member_id: u64,
+    conf_state: raftpb::ConfState,
+    waiters: Waiters,
+    reads: Reads,
+    /// Proposals that raft has not taken yet, since nobody leads.
+    backlog: VecDeque<(u64, Bytes)>,
+    leadership: Leadership,
+    publication: Announcement,
+    cluster_version: Announcement,
+    revokes_under_way: usize,
+    checkpoints: Checkpoints,
+    compacting: bool,
+    compact_at: Duration,
+    after_compaction: Vec<(oneshot::Sender<Answer>, Answer)>,
+    now: Duration,
+    tick_at: Duration,
+    housekeeping_at: Duration,
+    lease_scan_at: Duration,
+    // Buffers that keep their memory from step to step.
+    out: Output,
+    proposals: Vec<Proposal>,
+    readings: Vec<Reading>,
+    changes: Vec<Change>,
+    answers: Vec<(oneshot::Sender<Answer>, Answer)>,
+}
+
+impl Core {
+    pub(super) fn new(
+        node: Node,
+        store: Store,
+        shared: Arc<Shared>,
+        config: Config,
+        member_id: u64,
+    ) -> Result<Core, Fatal> {
+        let conf_state = members::conf_state(store.view())?;
+        let has_version = is_current(members::cluster_version(store.view())?.as_deref());
+        let core = Core {
+            node,
+            store,
+            shared,
+            config,
+            member_id,
+            conf_state,
+            waiters: Waiters::default(),
+            reads: Reads::default(),
+            backlog: VecDeque::new(),
+            leadership: Leadership { leader: 0, elected: None, primary_term: 0, campaigned: false },
+            publication: Announcement::Needed,
+            cluster_version: if has_version { Announcement::Done } else { Announcement::Needed },
+            revokes_under_way: 0,
+            checkpoints: Checkpoints { running: None, began: Duration::ZERO, log_bytes: 0, changed: false },
+            // Whether something is left from before is for the store to say.
+            compacting: true,
+            compact_at: Duration::ZERO,
+            after_compaction: Vec::new(),
+            now: Duration::ZERO,
+            tick_at: Duration::ZERO,
+            housekeeping_at: Duration::ZERO,
+            lease_scan_at: Duration::ZERO,
+            out: Output::default(),
+            proposals: Vec::new(),
+            readings: Vec::new(),
+            changes: Vec::new(),
+            answers: Vec::new(),
+        };
+        core.publish_facts();
+        Ok(core)
+    }
+
+    pub(super) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    /// Readable when `step` should be called because of the log; None when steps themselves do the writing.
+    pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.node.event_fd()
+    }
+
+    /// When `step` should be called at the latest.
+    pub fn deadline(&self) -> Duration {
+        let due = self.tick_at.min(self.housekeeping_at);
+        if self.compacting { due.min(self.compact_at) } else { due }
+    }
+
+    /// Does what can be done without waiting. `now` never goes back.
+    pub fn step(&mut self, now: Duration) -> Result<(), Fatal> {
+        self.now = now;
+        self.shared.set_now(now);
+        self.take_inbox();
+        self.keep_time();
+        self.revoke_expired();
+        loop {
+            self.ask_for_reads();
+            self.propose_backlog()?;
+            let mut progressed = self.node.poll(&mut self.out)?;
+            self.apply_committed()?;
+            self.follow_leadership()?;
+            self.let_readers_through();
+            progressed |= self.campaign_alone()? | self.announce()?;
+            // Messages to peers: a lone voter has none.
+            self.out.messages.clear();
+            if !progressed {
+                break;
+            }
+        }
+        self.compact()?;
+        self.publish_facts();
+        Ok(())
+    }
+
+    fn take_inbox(&mut self) {
+        self.shared.take(&mut self.proposals, &mut self.readings);
+        for proposal in self.proposals.drain(..) {
+            self.waiters.add(proposal.id, proposal.started, Waiter::Call(proposal.answer));
+            self.backlog.push_back((proposal.id, proposal.data));
+        }
+        self.reads.gather(&mut self.readings);
+    }
+
+    fn keep_time(&mut self) {
+        if self.now >= self.tick_at {
+            self.node.tick();
+            self.tick_at = self.now + self.config.heartbeat;
+        }
+        if self.now >= self.housekeeping_at {
+            self.housekeeping_at = self.now + HOUSEKEEPING_INTERVAL;
+            let node = &mut self.node;
+            self.reads.retry(self.now, |context| node.read_index(context));
+            if let Some(until) = self.now.checked_sub(self.config.request_timeout()) {
+                self.expire_waiters(until);
+                self.reads.expire(until);
+            }
+        }
+        if self.leadership.primary_term != 0 && self.now >= self.lease_scan_at {
+            self.lease_scan_at = self.now + lease::SCAN_INTERVAL;
+            self.shared.lessor().scan(self.now);
+        }
+    }
+
+    fn expire_waiters(&mut self, until: Duration) {
+        for (started, waiter) in self.waiters.take_older(until) {
+            let status = self.timeout_status(started);
+            self.settle(waiter, Err(status));
+        }
+    }
+
+    /// Z4.
+    fn timeout_status(&self, started: Duration) -> Status {
+        let elected = self.leadership.elected.unwrap_or_default();
+        let lost = elected.saturating_sub(2 * self.config.election);
+        if started > lost && started < elected { status::TIMEOUT_LEADER_FAIL } else { status::TIMEOUT }
+    }
+
+    /// What a waiter's answer means: to itself, or to the core that waited.
+    fn settle(&mut self, waiter: Waiter, answer: Answer) {
+        let next = if answer.is_ok() { Announcement::Done } else { Announcement::Needed };
+        match waiter {
+            Waiter::Call(sender) => self.answers.push((sender, answer)),
+            Waiter::Publish => self.publication = next,
+            Waiter::ClusterVersion => self.cluster_version = next,
+            Waiter::Revoke(lease) => {
+                self.revokes_under_way -= 1;
+                if answer.is_err() {
+                    self.shared.lessor().revoke_failed(lease);
+                }
+            }
+        }
+    }
+
+    fn send_answers(&mut self) {
+        for (sender, answer) in self.answers.drain(..) {
+            // Whoever has gone away meanwhile does not mind.
+            let _ = sender.send(answer);
+        }
+    }
+
+    /// Proposes something of the core's own.
+    fn propose_own(&mut self, waiter: Waiter, command: &Command) {
+        let id = self.shared.next_request_id();
+        self.waiters.add(id, self.now, waiter);
+        self.backlog.push_back((id, command::encode(id, command)));
+    }
+
+    /// Z5: without a leader proposals wait here until their time is up.
+    fn propose_backlog(&mut self) -> Result<(), Fatal> {
+        if self.backlog.is_empty() || self.node.status().leader == 0 {
+            return Ok(());
+        }
+        for (id, data) in std::mem::take(&mut self.backlog) {
+            if !self.waiters.contains(id) {
+                continue;
+            }
+            match self.node.propose(data) {
+                Ok(()) => {}
+                Err(RaftError::Dropped) => {
+                    if let Some(waiter) = self.waiters.take(id) {
+                        self.settle(waiter, Err(status::PROPOSAL_DROPPED));
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.send_answers();
+        Ok(())
+    }
+
+    fn ask_for_reads(&mut self) {
+        if self.node.status().leader == 0 {
+            return;
+        }
+        let shared = &self.shared;
+        if let Some(context) = self.reads.begin(self.now, || shared.next_request_id()) {
+            self.node.read_index(context);
+        }
+    }
+
+    fn let_readers_through(&mut self) {
+        for (context, index) in self.out.reads.drain(..) {
+            self.reads.confirm(context, index);
+        }
+        self.reads.release(self.store.applied().0);
+    }
+
+    /// Applies what was committed as one batch; publishes it; then answers.
+    fn apply_committed(&mut self) -> Result<(), Fatal> {
+        let mut last = None;
+        let mut committed = std::mem::take(&mut self.out.committed);
+        for entry in committed.drain(..) {
+            let (applied, _) = self.store.applied();
+            let (index, term) = (entry.index, entry.term);
+            if index <= applied {
+                continue;
+            }
+            self.apply_entry(entry, applied).map_err(|error| Fatal::Entry { index, term, error })?;
+            self.store.set_applied(index, term);
+            last = Some(index);
+        }
+        self.out.committed = committed;
+        if let Some(index) = last {
+            self.node.applied(index);
+            self.checkpoints.changed = true;
+            self.store.publish();
+            self.publish_facts();
+            if !self.changes.is_empty() {
+                self.shared.hub().publish(std::mem::take(&mut self.changes));
+            }
+        }
+        self.send_answers();
+        Ok(())
+    }
+
+    fn apply_entry(&mut self, entry: Committed, applied: u64) -> Result<(), ApplyError> {
+        if entry.index != applied + 1 {
+            return Err(ApplyError::Broken(format!("the entry before it that was applied is {applied}")));
+        }
+        match entry.body {
+            // A leader's first entry.
+            Body::Normal(data) if data.is_empty() => Ok(()),
+            Body::Normal(data) => self.apply_request(data, entry.term),
+            Body::ConfChange(change) => self.apply_conf_change(&change),
+        }
+    }
+
+    fn apply_request(&mut self, data: Bytes, term: u64) -> Result<(), ApplyError> {
+        self.checkpoints.log_bytes += data.len() as u64;
+        let request = command::decode(data)?;
+        let waiter = self.waiters.take(request.id);
+        let mut context = Context {
+            header: self.shared.header(0, term),
+            now: self.now,
+            wanted: waiter.as_ref().is_some_and(Waiter::is_wanted),
+            lessor: self.shared.lessor_cell(),
+            changes: &mut self.changes,
+        };
+        let compacts = matches!(request.command, Command::Compaction(_));
+        let applied = apply::apply(&mut self.store, request.command, &mut context)?;
+        self.compacting |= compacts;
+        match (applied, waiter) {
+            (Applied::AfterCompaction(answer), Some(Waiter::Call(sender))) => {
+                self.after_compaction.push((sender, answer));
+            }
+            (Applied::Done(answer) | Applied::AfterCompaction(answer), Some(waiter)) => {
+                self.settle(waiter, answer);
+            }
+            (_, None) => {}
+        }
+        Ok(())
+    }
+
+    /// M11: a rejected change still goes to raft, as none.
+    fn apply_conf_change(&mut self, change: &raftpb::ConfChange) -> Result<(), ApplyError> {
+        let accepted = apply::conf_change(&mut self.store, change)?;
+        self.conf_state = self.node.apply_conf_change(accepted.then_some(change));
+        members::put_conf_state(&mut self.store, &self.conf_state)?;
+        Ok(())
+    }
+
+    fn follow_leadership(&mut self) -> Result<(), Fatal> {
+        let status = self.node.status();
+        if status.leader != self.leadership.leader {
+            self.leadership.leader = status.leader;
+            if status.leader != 0 {
+                if self.leadership.elected.replace(self.now).is_some() {
+                    self.reads.leader_changed();
+                }
+                log::info!(leader:% = format!("{:x}", status.leader), term = status.term; "a leader is known");
+            }
+        }
+        let (_, applied_term) = self.store.applied();
+        let primary = status.is_leader && applied_term == status.term;
+        if primary && self.leadership.primary_term != status.term {
+            self.leadership.primary_term = status.term;
+            self.shared.lessor().promote(self.now, self.config.election);
+        } else if !status.is_leader && self.leadership.primary_term != 0 {
+            self.leadership.primary_term = 0;
+            self.shared.lessor().demote();
+        }
+        Ok(())
+    }
+
+    fn is_lone_voter(&self) -> bool {
+        self.conf_state.voters == [self.member_id] && self.conf_state.voters_outgoing.is_empty()
+    }
+
+    /// A lone voter need not wait for its election timeout. Whether it began an election.
+    fn campaign_alone(&mut self) -> Result<bool, Fatal> {
+        let status = self.node.status();
+        let ready = status.leader == 0 && status.commit == self.store.applied().0;
+        if self.leadership.campaigned || !ready || !self.is_lone_voter() {
+            return Ok(false);
+        }
+        self.leadership.campaigned = true;
+        self.node.campaign()?;
+        Ok(true)
+    }
+
+    /// Publishes the member's name and URLs; as leader, brings the cluster to this version. Whether it proposed.
+    fn announce(&mut self) -> Result<bool, Fatal> {
+        let mut proposed = false;
+        if self.publication == Announcement::Needed && self.leadership.leader != 0 {
+            self.publication = Announcement::UnderWay;
+            let attributes = membershippb::Attributes {
+                name: self.config.name.clone(),
+                client_urls: self.config.client_urls.clone(),
+            };
+            let request = membershippb::ClusterMemberAttrSetRequest {
+                member_id: self.member_id,
+                member_attributes: Some(attributes),
+            };
+            self.propose_own(Waiter::Publish, &Command::ClusterMemberAttrSet(request));
+            proposed = true;
+        }
+        if self.cluster_version == Announcement::Needed && self.leadership.primary_term != 0 {
+            self.cluster_version = Announcement::UnderWay;
+            let request = membershippb::ClusterVersionSetRequest { ver: CLUSTER_VERSION.into() };
+            self.propose_own(Waiter::ClusterVersion, &Command::ClusterVersionSet(request));
+            proposed = true;
+        }
+        if self.publication == Announcement::Done && self.cluster_version == Announcement::Done {
+            self.shared.set_ready();
+        }
+        Ok(proposed)
+    }
+
+    fn revoke_expired(&mut self) {
+        while self.revokes_under_way < REVOKES_MAX && self.leadership.primary_term != 0 {
+            let Some(id) = self.shared.lessor().next_due() else { break };
+            self.revokes_under_way += 1;
+            self.propose_own(Waiter::Revoke(id), &Command::LeaseRevoke(pb::LeaseRevokeRequest { id }));
+        }
+    }
+
+    /// Goes on with a compaction, a little at a time; answers those who wait for its end (C3).
+    fn compact(&mut self) -> Result<(), Fatal> {
+        if self.compacting && self.now >= self.compact_at {
+            self.compacting = !self.store.compact_step(COMPACTION_BUDGET)?;
+            self.compact_at = self.now + COMPACTION_PAUSE;
+            self.checkpoints.changed = true;
+            self.store.publish();
+        }
+        if !self.compacting {
+            self.answers.append(&mut self.after_compaction);
+            self.send_answers();
+        }
+        Ok(())
+    }
+
+    fn publish_facts(&self) {
+        let status = self.node.status();
+        let (applied, applied_term) = self.store.applied();
+        let facts = Facts {
+            leader: status.leader,
+            term: status.term,
+            commit: status.commit,
+            applied,
+            applied_term,
+            db_size: self.store.size_bytes(),
+            db_size_in_use: self.store.size_in_use_bytes(),
+            ..Facts::default()
+        };
+        let reads_are_local = status.is_leader && applied_term == status.term && self.is_lone_voter();
+        self.shared.publish_facts(&facts, reads_are_local);
+    }
+
+    /// A checkpoint to run on a thread that may block, if one is due and none is running. Its outcome comes back
+    /// by `checkpoint_finished`.
+    pub fn begin_checkpoint(&mut self) -> Option<CheckpointJob> {
+        let state = &self.checkpoints;
+        let aged = self.now >= state.began + self.config.checkpoint_interval;
+        let due = state.log_bytes >= self.config.checkpoint_log_bytes || (aged && state.changed);
+        if state.running.is_some() || !(due || self.store.checkpoint_due()) {
+            return None;
+        }
+        self.begin_checkpoint_now()
+    }
+
+    /// A checkpoint of whatever is not in one yet.
+    pub fn begin_last_checkpoint(&mut self) -> Option<CheckpointJob> {
+        if self.checkpoints.changed { self.begin_checkpoint_now() } else { None }
+    }
+
+    fn begin_checkpoint_now(&mut self) -> Option<CheckpointJob> {
+        let job = self.store.begin_checkpoint()?;
+        self.checkpoints = Checkpoints {
+            running: Some(self.conf_state.clone()),
+            began: self.now,
+            log_bytes: 0,
+            changed: false,
+        };
+        Some(job)
+    }
+
+    /// Takes note of a durable checkpoint: what the log holds up to it is no longer needed.
+    pub fn checkpoint_finished(&mut self, outcome: Result<CheckpointDone, StoreError>) -> Result<(), Fatal> {
+        let info = self.store.finish_checkpoint(outcome?)?;
+        if let Some(conf_state) = self.checkpoints.running.take()
+            && info.applied_index > 0
+        {
+            self.node.checkpointed(
+                info.applied_index,
+                info.applied_term,
+                conf_state,
+                info.previous_applied_index,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Takes nothing in any more; what was taken in becomes durable and is answered.
+    pub fn close(&mut self, now: Duration) -> Result<(), Fatal> {
+        self.shared.close();
+        self.step(now)?;
+        self.node.flush()?;
+        self.step(now)
+    }
+
+    /// Waits until the log is durable.
+    pub fn flush(&mut self) -> Result<(), Fatal> {
+        Ok(self.node.flush()?)
+    }
+}
+
+impl Drop for Core {
+    /// Whoever waits hears that nobody will answer, and nobody comes in after that.
+    fn drop(&mut self) {
+        self.shared.close();
+        self.shared.take(&mut self.proposals, &mut self.readings);
+    }
+}
+
+/// Whether the cluster has this version, or a later one.
+fn is_current(version: Option<&str>) -> bool {
+    version.and_then(members::parse_version) >= members::parse_version(CLUSTER_VERSION)
+}

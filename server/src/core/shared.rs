@@ -1,0 +1,381 @@
+//! What the core shares with every other task: the inbox, the published facts, the lessor, the hub.
+//!
+//! Nothing here waits for the core: the inbox and the lessor stand behind locks that are held for a few
+//! instructions. Waking the core costs one flag when it is awake already.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, oneshot, watch};
+use trilith_engine::{Reader, Root};
+use trilith_proto::etcdserverpb::ResponseHeader;
+
+use super::Config;
+use crate::apply::Answer;
+use crate::apply::command::{self, Command};
+use crate::lease::{Lessor, Renewal};
+use crate::reply::Reply;
+use crate::status::{self, Status};
+use crate::watch::Hub;
+
+/// Z2: committed entries that may wait to be applied.
+const APPLY_GAP_MAX: u64 = 5000;
+
+/// The published facts of the member, readable at any time without a lock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Facts {
+    pub cluster_id: u64,
+    pub member_id: u64,
+    /// 0 when none is known.
+    pub leader: u64,
+    /// Live raft term.
+    pub term: u64,
+    pub commit: u64,
+    pub applied: u64,
+    /// Term of the last applied entry: what response headers carry.
+    pub applied_term: u64,
+    /// Length of the store's file up to its last page, in bytes.
+    pub db_size: u64,
+    /// The same without free pages.
+    pub db_size_in_use: u64,
+}
+
+#[derive(Debug, Default)]
+struct FactCells {
+    leader: AtomicU64,
+    term: AtomicU64,
+    commit: AtomicU64,
+    applied: AtomicU64,
+    applied_term: AtomicU64,
+    db_size: AtomicU64,
+    db_size_in_use: AtomicU64,
+}
+
+/// A proposal on its way to the core.
+#[derive(Debug)]
+pub(super) struct Proposal {
+    pub(super) id: u64,
+    pub(super) data: Bytes,
+    pub(super) started: Duration,
+    pub(super) answer: oneshot::Sender<Answer>,
+}
+
+/// Somebody who waits for a read point.
+#[derive(Debug)]
+pub(super) struct Reading {
+    pub(super) started: Duration,
+    pub(super) answer: oneshot::Sender<Result<(), Status>>,
+}
+
+/// What came in since the core last looked.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    pub(super) proposals: Vec<Proposal>,
+    pub(super) reads: Vec<Reading>,
+    closed: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    cluster_id: u64,
+    member_id: u64,
+    max_request_bytes: usize,
+    max_txn_ops: usize,
+    inbox: Mutex<Inbox>,
+    wake: Notify,
+    facts: FactCells,
+    /// This member is the only voter, leads, and has applied the first entry of its term.
+    reads_are_local: AtomicBool,
+    now_nanos: AtomicU64,
+    last_request_id: AtomicU64,
+    reader: Reader,
+    lessor: Mutex<Lessor>,
+    hub: Arc<Hub>,
+    ready: watch::Sender<bool>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        config: &Config,
+        member_id: u64,
+        cluster_id: u64,
+        reader: Reader,
+        lessor: Lessor,
+    ) -> Shared {
+        Shared {
+            cluster_id,
+            member_id,
+            max_request_bytes: config.max_request_bytes,
+            max_txn_ops: config.max_txn_ops,
+            inbox: Mutex::default(),
+            wake: Notify::new(),
+            facts: FactCells::default(),
+            reads_are_local: AtomicBool::new(false),
+            now_nanos: AtomicU64::new(0),
+            last_request_id: AtomicU64::new(first_request_id(member_id, config.unix_ms)),
+            hub: Hub::new(reader.clone()),
+            reader,
+            lessor: Mutex::new(lessor),
+            ready: watch::Sender::new(false),
+        }
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().expect("no holder of this lock panics")
+    }
+
+    /// Puts something in and wakes the core if the inbox was empty.
+    fn put(&self, put: impl FnOnce(&mut Inbox)) -> Result<(), Status> {
+        let mut inbox = self.inbox();
+        if inbox.closed {
+            return Err(status::STOPPED);
+        }
+        let was_empty = inbox.proposals.is_empty() && inbox.reads.is_empty();
+        put(&mut inbox);
+        drop(inbox);
+        if was_empty {
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Swaps the inbox for empty queues.
+    pub(super) fn take(&self, proposals: &mut Vec<Proposal>, reads: &mut Vec<Reading>) {
+        let mut inbox = self.inbox();
+        std::mem::swap(&mut inbox.proposals, proposals);
+        std::mem::swap(&mut inbox.reads, reads);
+    }
+
+    /// From now on nothing comes in.
+    pub(super) fn close(&self) {
+        self.inbox().closed = true;
+        self.reads_are_local.store(false, Ordering::Release);
+    }
+
+    pub(super) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    pub(super) fn set_now(&self, now: Duration) {
+        self.now_nanos.store(now.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// The core's time as of its last step.
+    pub(super) fn now(&self) -> Duration {
+        Duration::from_nanos(self.now_nanos.load(Ordering::Relaxed))
+    }
+
+    /// I2.
+    pub(super) fn next_request_id(&self) -> u64 {
+        self.last_request_id.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
+    }
+
+    pub(super) fn lessor(&self) -> MutexGuard<'_, Lessor> {
+        self.lessor.lock().expect("no holder of this lock panics")
+    }
+
+    pub(super) fn lessor_cell(&self) -> &Mutex<Lessor> {
+        &self.lessor
+    }
+
+    pub(super) fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    pub(super) fn header(&self, revision: i64, raft_term: u64) -> ResponseHeader {
+        ResponseHeader { cluster_id: self.cluster_id, member_id: self.member_id, revision, raft_term }
+    }
+
+    pub(super) fn publish_facts(&self, facts: &Facts, reads_are_local: bool) {
+        let cells = &self.facts;
+        for (cell, value) in [
+            (&cells.leader, facts.leader),
+            (&cells.term, facts.term),
+            (&cells.commit, facts.commit),
+            (&cells.applied, facts.applied),
+            (&cells.applied_term, facts.applied_term),
+            (&cells.db_size, facts.db_size),
+            (&cells.db_size_in_use, facts.db_size_in_use),
+        ] {
+            cell.store(value, Ordering::Relaxed);
+        }
+        self.reads_are_local.store(reads_are_local, Ordering::Release);
+    }
+
+    pub(super) fn set_ready(&self) {
+        self.ready.send_replace(true);
+    }
+
+    fn facts(&self) -> Facts {
+        let cells = &self.facts;
+        let get = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        Facts {
+            cluster_id: self.cluster_id,
+            member_id: self.member_id,
+            leader: get(&cells.leader),
+            term: get(&cells.term),
+            commit: get(&cells.commit),
+            applied: get(&cells.applied),
+            applied_term: get(&cells.applied_term),
+            db_size: get(&cells.db_size),
+            db_size_in_use: get(&cells.db_size_in_use),
+        }
+    }
+}
+
+/// I2: 16 bits of the member, 40 bits of unix milliseconds, 8 bits to count on.
+fn first_request_id(member_id: u64, unix_ms: u64) -> u64 {
+    const MS_BITS: u32 = 40;
+    const COUNT_BITS: u32 = 8;
+    (member_id << (MS_BITS + COUNT_BITS)) | ((unix_ms & ((1 << MS_BITS) - 1)) << COUNT_BITS)
+}
+
+/// What the services need of the core. Clones share it; Send + Sync.
+#[derive(Debug, Clone)]
+pub struct Handle(Arc<Shared>);
+
+impl Handle {
+    pub(super) fn new(shared: Arc<Shared>) -> Handle {
+        Handle(shared)
+    }
+
+    /// Proposes a request and waits until it has been applied here. The answer is the encoded response of the
+    /// request's kind (PutResponse for put, ...), header included.
+    ///
+    /// Dropping the future gives up waiting; the request may be applied all the same.
+    pub fn propose(&self, command: &Command) -> impl Future<Output = Answer> + Send + use<> {
+        let submitted = self.submit(command);
+        async move {
+            // The core answers or drops everybody who waits; it drops them when it ends.
+            submitted?.await.unwrap_or(Err(status::STOPPED))
+        }
+    }
+
+    fn submit(&self, command: &Command) -> Result<oneshot::Receiver<Answer>, Status> {
+        let facts = &self.0.facts;
+        let (commit, applied) = (facts.commit.load(Ordering::Relaxed), facts.applied.load(Ordering::Relaxed));
+        if commit > applied.saturating_add(APPLY_GAP_MAX) {
+            return Err(status::TOO_MANY_REQUESTS);
+        }
+        let id = self.0.next_request_id();
+        let data = command::encode(id, command);
+        if data.len() > self.0.max_request_bytes {
+            return Err(status::REQUEST_TOO_LARGE);
+        }
+        let (answer, answered) = oneshot::channel();
+        let started = self.0.now();
+        self.0.put(|inbox| inbox.proposals.push(Proposal { id, data, started, answer }))?;
+        Ok(answered)
+    }
+
+    /// Waits for a linearizable read point; a root taken afterwards is fresh enough.
+    ///
+    /// A leader without other voters need not ask: no write can have been acknowledged anywhere that is not in
+    /// its published root, since it acknowledges after publishing, and nobody can be elected without its vote.
+    pub async fn read_point(&self) -> Result<(), Status> {
+        if self.0.reads_are_local.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let (answer, answered) = oneshot::channel();
+        let started = self.0.now();
+        self.0.put(|inbox| inbox.reads.push(Reading { started, answer }))?;
+        answered.await.unwrap_or(Err(status::STOPPED))
+    }
+
+    /// Waits until the member has published itself to the cluster: requests may be served from then on.
+    /// False when the core ended before that.
+    pub async fn ready(&self) -> bool {
+        self.0.ready.subscribe().wait_for(|ready| *ready).await.is_ok_and(|ready| *ready)
+    }
+
+    /// The newest published root.
+    pub fn root(&self) -> Root {
+        self.0.reader.root()
+    }
+
+    /// Where roots come from.
+    pub fn reader(&self) -> Reader {
+        self.0.reader.clone()
+    }
+
+    /// Where watchers are.
+    pub fn hub(&self) -> Arc<Hub> {
+        Arc::clone(&self.0.hub)
+    }
+
+    /// See [`Facts`].
+    pub fn facts(&self) -> Facts {
+        self.0.facts()
+    }
+
+    /// A response header: H1, H2.
+    pub fn header(&self, revision: i64, raft_term: u64) -> ResponseHeader {
+        self.0.header(revision, raft_term)
+    }
+
+    /// --max-txn-ops.
+    pub fn max_txn_ops(&self) -> usize {
+        self.0.max_txn_ops
+    }
+
+    /// --max-request-bytes.
+    pub fn max_request_bytes(&self) -> usize {
+        self.0.max_request_bytes
+    }
+
+    /// L3: an id for a lease whose client leaves the choice to us: positive, from the request ids.
+    pub fn new_lease_id(&self) -> i64 {
+        loop {
+            let id = (self.0.next_request_id() & (u64::MAX >> 1)) as i64;
+            if id != 0 {
+                return id;
+            }
+        }
+    }
+
+    /// Renews a lease; its TTL, 0 when there is none (any more). L6, L7.
+    pub async fn keep_alive(&self, lease: i64) -> Result<i64, Status> {
+        for last_try in [false, true] {
+            let renewal = self.0.lessor().renew(lease, self.0.now())?;
+            match renewal {
+                Renewal::Renewed(ttl) => return Ok(ttl),
+                // The sender goes unheard only when this member stops leading.
+                Renewal::Expired(revoked) => {
+                    return revoked.await.map(|()| 0).map_err(|_| status::NOT_PRIMARY);
+                }
+                Renewal::Missing if last_try => break,
+                // Its grant may be committed and not applied here yet.
+                Renewal::Missing => self.read_point().await?,
+            }
+        }
+        Ok(0)
+    }
+
+    /// (granted TTL, remaining TTL) of a lease, in seconds.
+    pub fn lease_ttl(&self, lease: i64) -> Option<(i64, i64)> {
+        self.0.lessor().ttl(lease, self.0.now())
+    }
+
+    /// All lease ids, by remaining time ascending.
+    pub fn leases(&self) -> Vec<i64> {
+        self.0.lessor().ids()
+    }
+
+    /// Encodes a message as an answer.
+    pub fn reply<M: prost::Message>(&self, message: &M) -> Answer {
+        Ok(Reply::of(message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i2_request_ids() {
+        assert_eq!(first_request_id(0x8e9e_05c5_2164_694d, 0x01_0203_0405), 0x694d_0102_0304_0500 | 0);
+        assert_eq!(first_request_id(1, u64::MAX), 0x0001_ffff_ffff_ff00);
+    }
+}

@@ -1,0 +1,54 @@
+//! Maintenance: what the member tells of itself, and hashes over what it holds.
+
+use trilith_proto::etcdserverpb::{
+    DowngradeInfo, HashKvRequest, HashKvResponse, HashRequest, HashResponse, StatusRequest, StatusResponse,
+};
+
+use super::blocking;
+use crate::apply::members;
+use crate::core::{Handle, SERVER_VERSION};
+use crate::reply::Reply;
+use crate::status::{self, Status};
+
+/// --quota-backend-bytes by default, in bytes.
+const QUOTA_BYTES: i64 = 2 << 30;
+
+/// X6.
+pub async fn status(handle: &Handle, _: StatusRequest) -> Result<Reply, Status> {
+    let facts = handle.facts();
+    let root = handle.root();
+    let no_leader = (facts.leader == 0).then(|| status::NO_LEADER.message.into_owned());
+    let this = members::get(root.view(), facts.member_id)?;
+    Ok(Reply::of(&StatusResponse {
+        header: Some(handle.header(root.view().revision(), root.applied().1)),
+        version: SERVER_VERSION.into(),
+        db_size: facts.db_size as i64,
+        leader: facts.leader,
+        raft_index: facts.commit,
+        raft_term: facts.term,
+        raft_applied_index: facts.applied,
+        errors: no_leader.into_iter().collect(),
+        db_size_in_use: facts.db_size_in_use as i64,
+        is_learner: this.is_some_and(|member| member.is_learner),
+        storage_version: members::storage_version(root.view())?.unwrap_or_default(),
+        db_size_quota: QUOTA_BYTES,
+        downgrade_info: Some(DowngradeInfo::default()),
+    }))
+}
+
+/// X7.
+pub async fn hash(handle: &Handle, _: HashRequest) -> Result<Reply, Status> {
+    let root = handle.root();
+    let header = Some(handle.header(root.view().revision(), root.applied().1));
+    let hash = blocking(move || Ok(root.view().hash()?)).await?;
+    Ok(Reply::of(&HashResponse { header, hash }))
+}
+
+/// X8, X9.
+pub async fn hash_kv(handle: &Handle, request: HashKvRequest) -> Result<Reply, Status> {
+    let root = handle.root();
+    let header = Some(handle.header(root.view().revision(), root.applied().1));
+    let (hash, compact_revision, hash_revision) =
+        blocking(move || Ok(root.view().hash_kv(request.revision)?)).await?;
+    Ok(Reply::of(&HashKvResponse { header, hash, compact_revision, hash_revision }))
+}

@@ -74,6 +74,10 @@ pub enum StoreError {
         /// The first error.
         reason: String,
     },
+    /// Trees that change together disagree, or an entry is not what belongs into its tree, though the pages are as
+    /// they were written. The text names the tree and the entry.
+    #[error("the store is inconsistent: {0}")]
+    Inconsistent(String),
     /// The revision has been compacted.
     #[error("mvcc: required revision has been compacted")]
     Compacted,

@@ -25,6 +25,8 @@ pub struct Store {
     frozen: Option<u64>,
     dirty_bytes: usize,
     dirty_bytes_max: usize,
+    /// What MVCC keeps between transactions.
+    pub(crate) mvcc: crate::mvcc::Writer,
 }
 
 impl Store {
@@ -54,6 +56,7 @@ impl Store {
             frozen: None,
             dirty_bytes: 0,
             dirty_bytes_max: options.dirty_bytes_max,
+            mvcc: Default::default(),
         })
     }
 

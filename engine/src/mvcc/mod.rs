@@ -1,13 +1,44 @@
-//! MVCC on top of the trees: revision keys, the user-key index, transactions, compaction, hashes.
-#![allow(missing_docs, unused_variables, clippy::todo, dead_code)]
+//! MVCC: etcd's revisions on top of the trees.
+//!
+//! Three trees hold one truth. `Key` is etcd's bucket of that name, byte for byte: revision -> stored pair. `Index`
+//! says which revisions a user key has, and what a put needs to know of each; `LeaseKey` says what is attached to
+//! a lease. All three change together in one transaction and become visible with one publish, so nothing is
+//! rebuilt at a start, and a reader of a root never sees half of a transaction.
+//!
+//! Promises: every change makes a new revision and no revision is ever rewritten; a read at a revision gives the
+//! same answer for as long as that revision is not compacted; the entries of `Key` are exactly those that etcd
+//! would hold after the same requests, so hashes and snapshots are equal.
+//!
+//! It must never look at the clock, at raft, or at what a lease means: a lease is a number here. An error from
+//! below leaves a transaction half done, so the caller must stop writing to the store after one.
+
+mod codec;
+mod compact;
+mod hash;
+mod read;
+mod txn;
+
+pub use hash::BUCKETS;
+pub use read::{Changes, Keys};
+pub use txn::Txn;
+
+pub(crate) use txn::Writer;
+
+use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use crate::{Store, StoreError, Value, View};
+/// Counters of the root: the current revision (0 in a new store, which is at revision 1), and the compact revision
+/// plus one (0 if there never was a compaction).
+const CURRENT_REVISION: usize = 0;
+const COMPACT_REVISION: usize = 1;
 
+/// A point in the history of the store. `main` counts transactions, `sub` the changes within one from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
 pub struct Revision {
+    /// The transaction.
     pub main: i64,
+    /// The change within it.
     pub sub: i64,
 }
 
@@ -15,128 +46,36 @@ pub struct Revision {
 /// (From the wire: an empty range_end is None, a single zero byte is Some(empty).)
 #[derive(Debug, Clone, Copy)]
 pub struct KeyRange<'k> {
+    /// The first key.
     pub start: &'k [u8],
+    /// The first key that does not belong to it any more; see above.
     pub end: Option<&'k [u8]>,
 }
 
 /// What the index knows of a live key at a revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyMeta<'a> {
-    pub key: std::borrow::Cow<'a, [u8]>,
+    /// The user key.
+    pub key: Cow<'a, [u8]>,
+    /// The put that wrote this version; `View::kv` has the pair.
     pub modified: Revision,
+    /// Main revision of the put that created the key.
     pub create_revision: i64,
+    /// Number of puts since the key was created, from 1.
     pub version: i64,
+    /// The lease it is attached to; 0 for none.
     pub lease: i64,
 }
 
 /// A change that a transaction made, in order: what watchers see.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
+    /// When it was made.
     pub revision: Revision,
+    /// A tombstone.
     pub deleted: bool,
+    /// The user key: a slice of `kv`.
     pub key: Bytes,
     /// The mvccpb.KeyValue as stored (for a tombstone: only the key).
     pub kv: Bytes,
-}
-
-impl<'a> View<'a> {
-    /// Current revision: main of the last transaction; 1 for an empty store.
-    pub fn revision(&self) -> i64 {
-        todo!()
-    }
-    /// Last compaction (scheduled or done); -1 if never.
-    pub fn compact_revision(&self) -> i64 {
-        todo!()
-    }
-    /// Live keys of the interval at `revision` (<= 0: the current one, inside a transaction its own), in key
-    /// order. Errors: Compacted, Future.
-    pub fn keys(&self, range: KeyRange<'_>, revision: i64) -> Result<Keys<'a>, StoreError> {
-        todo!()
-    }
-    /// The stored mvccpb.KeyValue bytes of a revision that `keys` named.
-    pub fn kv(&self, revision: Revision) -> Result<Value<'a>, StoreError> {
-        todo!()
-    }
-    /// Every change with main revision in [from, to], in revision order: for watchers that catch up.
-    pub fn changes(&self, from: i64, to: i64) -> Result<Changes<'a>, StoreError> {
-        todo!()
-    }
-    /// Keys attached to a lease, in byte order.
-    pub fn lease_keys(&self, lease: i64) -> Result<Vec<Bytes>, StoreError> {
-        todo!()
-    }
-    /// etcd's HashKV at a revision (0: current): hash, compact revision, hash revision. (behaviours.md X8, X9)
-    pub fn hash_kv(&self, revision: i64) -> Result<(u32, i64, i64), StoreError> {
-        todo!()
-    }
-    /// etcd's Hash over all buckets (X7).
-    pub fn hash(&self) -> Result<u32, StoreError> {
-        todo!()
-    }
-}
-
-/// Iterator of `View::keys`; owns its bounds.
-#[derive(Debug)]
-pub struct Keys<'a>(std::marker::PhantomData<&'a ()>);
-
-impl<'a> Iterator for Keys<'a> {
-    type Item = Result<KeyMeta<'a>, StoreError>;
-    fn next(&mut self) -> Option<Self::Item> {
-        todo!()
-    }
-}
-
-/// Iterator of `View::changes`.
-#[derive(Debug)]
-pub struct Changes<'a>(std::marker::PhantomData<&'a ()>);
-
-impl Iterator for Changes<'_> {
-    type Item = Result<Change, StoreError>;
-    fn next(&mut self) -> Option<Self::Item> {
-        todo!()
-    }
-}
-
-impl Store {
-    /// Begins a transaction: its changes share main revision current + 1, subs count from 0.
-    pub fn txn(&mut self) -> Txn<'_> {
-        todo!()
-    }
-    /// Marks the compaction (meta/scheduledCompactRev): revisions below are refused at once. Errors: Compacted,
-    /// Future. Superseded revisions go in `compact_step`.
-    pub fn compact(&mut self, revision: i64) -> Result<(), StoreError> {
-        todo!()
-    }
-    /// Removes up to `budget` superseded revisions. True when nothing is left to do (meta/finishedCompactRev is
-    /// then written). Resumes by itself after a restart.
-    pub fn compact_step(&mut self, budget: usize) -> Result<bool, StoreError> {
-        todo!()
-    }
-}
-
-/// A transaction on the writer. Dropping it ends it: the revision moves when something changed.
-#[derive(Debug)]
-pub struct Txn<'s>(&'s mut Store);
-
-impl Txn<'_> {
-    /// Reads see the transaction's own writes.
-    pub fn view(&self) -> View<'_> {
-        todo!()
-    }
-    /// The revision that its answers carry: main of its changes, or the current one while there are none.
-    pub fn revision(&self) -> i64 {
-        todo!()
-    }
-    /// Writes a new version of the key; detaches it from its old lease and attaches it to `lease` unless 0.
-    pub fn put(&mut self, key: &[u8], value: &[u8], lease: i64) -> Result<(), StoreError> {
-        todo!()
-    }
-    /// Deletes the live keys of the interval in key order; how many.
-    pub fn delete_range(&mut self, range: KeyRange<'_>) -> Result<i64, StoreError> {
-        todo!()
-    }
-    /// Ends the transaction and hands out its changes.
-    pub fn end(self) -> Vec<Change> {
-        todo!()
-    }
 }

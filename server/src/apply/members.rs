@@ -65,7 +65,7 @@ fn go_json<T: Serialize>(value: &T) -> Vec<u8> {
 }
 
 fn broken(what: &str, error: impl std::fmt::Display) -> StoreError {
-    StoreError::Io(std::io::Error::new(std::io::ErrorKind::InvalidData, format!("{what}: {error}")))
+    StoreError::Inconsistent(format!("{what}: {error}"))
 }
 
 /// A member's JSON.

@@ -86,9 +86,8 @@ pub struct Current {
 
 /// The value inside a stored pair.
 pub fn stored_value(stored: Bytes) -> Result<Bytes, StoreError> {
-    let pair = mvccpb::KeyValue::decode(stored).map_err(|e| {
-        StoreError::Io(std::io::Error::new(std::io::ErrorKind::InvalidData, format!("stored pair: {e}")))
-    })?;
+    let pair = mvccpb::KeyValue::decode(stored)
+        .map_err(|error| StoreError::Inconsistent(format!("stored pair: {error}")))?;
     Ok(pair.value)
 }
 

@@ -1,0 +1,138 @@
+//! Writing: a transaction is a row of changes that share one main revision.
+//!
+//! Promises: a change writes its pair, its index entry and its lease attachment together; a put costs the same
+//! whether its key has two versions or a million; a transaction that changes nothing leaves the revision alone.
+
+use super::codec::{self, Chunks, Live, Pair, RevisionKey};
+use super::compact::Walk;
+use super::{CURRENT_REVISION, Change, KeyRange, Revision};
+use crate::{Store, StoreError, TreeId, View};
+
+/// What the writer keeps between transactions: room that is used again, and where the compaction stands.
+#[derive(Debug, Default)]
+pub(crate) struct Writer {
+    chunks: Chunks,
+    key: Vec<u8>,
+    value: Vec<u8>,
+    pub(super) walk: Option<Walk>,
+}
+
+/// A transaction on the writer. Dropping it ends it: the revision moves when something changed.
+#[derive(Debug)]
+pub struct Txn<'s> {
+    store: &'s mut Store,
+    /// Main of its changes.
+    main: i64,
+    changes: Vec<Change>,
+}
+
+impl Store {
+    /// Begins a transaction: its changes share main revision current + 1, subs count from 0.
+    pub fn txn(&mut self) -> Txn<'_> {
+        let main = self.view().revision() + 1;
+        Txn { store: self, main, changes: Vec::new() }
+    }
+}
+
+impl Txn<'_> {
+    /// Reads see the transaction's own writes.
+    pub fn view(&self) -> View<'_> {
+        self.store.view()
+    }
+
+    /// The revision that its answers carry: main of its changes, or the current one while there are none.
+    pub fn revision(&self) -> i64 {
+        if self.changes.is_empty() { self.main - 1 } else { self.main }
+    }
+
+    /// Writes a new version of the key; detaches it from its old lease and attaches it to `lease` unless 0.
+    pub fn put(&mut self, key: &[u8], value: &[u8], lease: i64) -> Result<(), StoreError> {
+        let mut room = std::mem::take(&mut self.store.mvcc);
+        let done = self.put_with(&mut room, key, value, lease);
+        self.store.mvcc = room;
+        done
+    }
+
+    fn put_with(
+        &mut self,
+        room: &mut Writer,
+        key: &[u8],
+        value: &[u8],
+        lease: i64,
+    ) -> Result<(), StoreError> {
+        let revision = self.next_revision();
+        let newest = self.view().newest_at(key, self.main, &mut room.key)?;
+        let old = newest.and_then(|(_, live)| live);
+        let (create_revision, version) =
+            old.map_or((self.main, 1), |live| (live.create_revision, live.version + 1));
+        let live = Live { create_revision, version, lease };
+        let (kv, kept_key) = Pair { key, value, modified: self.main, live }.encode(&mut room.chunks);
+        live.encode(&mut room.value);
+        self.write(room, Change { revision, deleted: false, key: kept_key, kv })?;
+        let old_lease = old.map_or(0, |live| live.lease);
+        self.move_lease(room, key, old_lease, lease)
+    }
+
+    /// Deletes the live keys of the interval in key order; how many.
+    pub fn delete_range(&mut self, range: KeyRange<'_>) -> Result<i64, StoreError> {
+        let mut room = std::mem::take(&mut self.store.mvcc);
+        let done = self.delete_range_with(&mut room, range);
+        self.store.mvcc = room;
+        done
+    }
+
+    fn delete_range_with(&mut self, room: &mut Writer, range: KeyRange<'_>) -> Result<i64, StoreError> {
+        // The list is a copy: the trees change under our hands.
+        let mut doomed = Vec::new();
+        for key in self.view().keys(range, 0)? {
+            let key = key?;
+            doomed.push((key.key.into_owned(), key.lease));
+        }
+        for (key, lease) in &doomed {
+            let revision = self.next_revision();
+            let (kv, kept_key) = codec::encode_tombstone(&mut room.chunks, key);
+            room.value.clear();
+            self.write(room, Change { revision, deleted: true, key: kept_key, kv })?;
+            self.move_lease(room, key, *lease, 0)?;
+        }
+        Ok(doomed.len() as i64)
+    }
+
+    /// Ends the transaction and hands out its changes.
+    pub fn end(self) -> Vec<Change> {
+        self.changes
+    }
+
+    fn next_revision(&self) -> Revision {
+        Revision { main: self.main, sub: self.changes.len() as i64 }
+    }
+
+    /// Writes a change into `Key`, and into `Index` with the value that stands in `room`.
+    fn write(&mut self, room: &mut Writer, change: Change) -> Result<(), StoreError> {
+        if self.changes.is_empty() {
+            // From the first change on the transaction reads at its own revision.
+            self.store.set_counter(CURRENT_REVISION, self.main as u64);
+        }
+        self.store.insert(TreeId::Key, &RevisionKey::new(change.revision, change.deleted), &change.kv)?;
+        codec::index_key(&mut room.key, &change.key, change.revision);
+        self.store.insert(TreeId::Index, &room.key, &room.value)?;
+        self.changes.push(change);
+        Ok(())
+    }
+
+    fn move_lease(&mut self, room: &mut Writer, key: &[u8], from: i64, to: i64) -> Result<(), StoreError> {
+        if from == to {
+            return Ok(());
+        }
+        if from != 0 {
+            codec::lease_key(&mut room.key, from, key);
+            let attached = self.store.remove(TreeId::LeaseKey, &room.key)?;
+            debug_assert!(attached, "a live key is attached to the lease that its entry names");
+        }
+        if to != 0 {
+            codec::lease_key(&mut room.key, to, key);
+            self.store.insert(TreeId::LeaseKey, &room.key, b"")?;
+        }
+        Ok(())
+    }
+}

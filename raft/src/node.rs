@@ -73,8 +73,8 @@ impl<L: Log> Node<L> {
     }
 
     /// Restart: `applied`, `applied_term` and `conf_state` are the store's; the log holds what comes after (and
-    /// perhaps before). Entries up to `applied` do not come out again. Open the log at 0, or at a snapshot mark that is
-    /// not above `applied`: with no entry behind it, only a mark at `applied` proves that none is missing.
+    /// perhaps before). Entries up to `applied` do not come out again. Open the log at `applied` or below: opened
+    /// there, it is the log that refuses when it ends before.
     ///
     /// # Errors
     /// `Missing`, `Gap`, `Term`, `Commit` and `Entry` when log and store do not fit together, `Config` for a
@@ -144,8 +144,7 @@ impl<L: Log> Node<L> {
     /// # Errors
     /// `Dropped` when no leader is known.
     pub fn propose_conf_change(&mut self, change: raftpb::ConfChange) -> Result<(), RaftError> {
-        let data = change.encode_to_vec().into();
-        self.gather(Entry { entry_type: EntryType::EntryConfChange, data, ..Entry::default() })
+        self.gather(transcode::conf_change_entry(change.encode_to_vec().into()))
     }
 
     fn gather(&mut self, entry: Entry) -> Result<(), RaftError> {
@@ -279,13 +278,9 @@ impl<L: Log> Node<L> {
     pub fn step(&mut self, message: raftpb::Message) -> Result<(), RaftError> {
         self.hand_over_proposals();
         let Some(message) = inbound::admit(&self.raw.raft, message)? else { return Ok(()) };
-        match message.msg_type {
-            MessageType::MsgReadIndex => {
-                self.ask_read_index(message);
-                return Ok(());
-            }
-            MessageType::MsgTimeoutNow if self.alone_and_behind() => return Ok(()),
-            _ => {}
+        if message.msg_type == MessageType::MsgReadIndex {
+            self.ask_read_index(message);
+            return Ok(());
         }
         let (from, kind) = (message.from, message.msg_type as i32);
         let result = self.raw.step(message);
@@ -493,7 +488,8 @@ fn committed(entry: Entry) -> Result<Committed, RaftError> {
     let body = match entry.entry_type {
         EntryType::EntryNormal => Body::Normal(entry.data),
         EntryType::EntryConfChange => Body::ConfChange(
-            transcode::conf_change(&entry.data).map_err(|reason| RaftError::Entry { index, reason })?,
+            transcode::conf_change(transcode::payload(&entry))
+                .map_err(|reason| RaftError::Entry { index, reason })?,
         ),
         EntryType::EntryConfChangeV2 => {
             return Err(RaftError::Entry { index, reason: "its type is not in use".to_owned() });

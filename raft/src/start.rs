@@ -67,13 +67,9 @@ pub(crate) fn restart(
     let mut hard_state = replay.hard_state;
     let commit = hard_state.commit.unwrap_or_default();
     let Some(first) = entries.first().map(|entry| entry.index) else {
-        // Nothing stands after the mark from which the log was opened: that mark, or the commit index, must say
-        // that the log once reached what the store has applied.
+        // Nothing comes after what the store has. That the log once reached it is the log's to know: it was told
+        // the index when it was opened, and skipped what stands before.
         let marked = replay.snapshots.iter().filter_map(|mark| mark.index).max().unwrap_or_default();
-        let last = marked.max(commit);
-        if last < applied {
-            return Err(RaftError::Missing { applied, last });
-        }
         if marked > applied {
             return Err(RaftError::Gap { applied, first: marked + 1 });
         }

@@ -20,7 +20,7 @@ pub(crate) struct LogStorage {
 
 /// Memory that an entry takes in the tail, in bytes.
 pub(crate) fn cost(entry: &Entry) -> usize {
-    size_of::<Entry>() + entry.data.len()
+    size_of::<Entry>() + entry.data.len() + entry.context.len()
 }
 
 impl LogStorage {

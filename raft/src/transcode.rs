@@ -2,8 +2,10 @@
 //!
 //! The two agree in most fields and differ in some: raft-rs's Message has a snapshot request, priorities and a commit
 //! term (13 to 16) where etcd has a vote and responses, and puts a commit index into messages where etcd puts none;
-//! its conf change types are numbered otherwise. None of that may reach a peer or the log, and bytes from
-//! outside are never parsed by raft-rs's codec before ours has taken them.
+//! its conf change types are numbered otherwise. None of that may reach a peer or the log, and raft-rs's codec never
+//! parses bytes from outside: it would read the data of a conf change entry, and refuse etcd's number for adding
+//! a learner. So inside raft such an entry has no data, and carries its bytes in the context that etcd's entries
+//! do not have ([`payload`]).
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -91,16 +93,32 @@ pub(crate) fn entry_in(entry: raftpb::Entry) -> Result<eraftpb::Entry, String> {
     let index = entry.index.unwrap_or_default();
     let data = entry.data.unwrap_or_default();
     let kind = entry.r#type.unwrap_or_default();
-    let entry_type = match raftpb::EntryType::try_from(kind) {
-        Ok(raftpb::EntryType::EntryNormal) => eraftpb::EntryType::EntryNormal,
+    let said = match raftpb::EntryType::try_from(kind) {
+        Ok(raftpb::EntryType::EntryNormal) => eraftpb::Entry { data, ..eraftpb::Entry::default() },
         Ok(raftpb::EntryType::EntryConfChange) => {
             conf_change(&data).map_err(|e| format!("entry {index} is no conf change: {e}"))?;
-            eraftpb::EntryType::EntryConfChange
+            conf_change_entry(data)
         }
         _ => return Err(format!("entry {index} has type {kind}, which is not in use")),
     };
-    let term = entry.term.unwrap_or_default();
-    Ok(eraftpb::Entry { entry_type, term, index, data, ..eraftpb::Entry::default() })
+    Ok(eraftpb::Entry { term: entry.term.unwrap_or_default(), index, ..said })
+}
+
+/// An entry with the bytes of a conf change, without index and term.
+pub(crate) fn conf_change_entry(change: Bytes) -> eraftpb::Entry {
+    eraftpb::Entry {
+        entry_type: eraftpb::EntryType::EntryConfChange,
+        context: change,
+        ..eraftpb::Entry::default()
+    }
+}
+
+/// What an entry says, as it stands in the log and on the wire.
+pub(crate) fn payload(entry: &eraftpb::Entry) -> &Bytes {
+    match entry.entry_type {
+        eraftpb::EntryType::EntryNormal => &entry.data,
+        _ => &entry.context,
+    }
 }
 
 fn entry_out(entry: eraftpb::Entry) -> raftpb::Entry {
@@ -108,13 +126,13 @@ fn entry_out(entry: eraftpb::Entry) -> raftpb::Entry {
         r#type: Some(entry_kind(&entry) as i32),
         term: Some(entry.term),
         index: Some(entry.index),
-        data: some_bytes(entry.data),
+        data: some_bytes(payload(&entry).clone()),
     }
 }
 
 /// An entry for the log, borrowed.
 pub(crate) fn entry_ref(entry: &eraftpb::Entry) -> EntryRef<'_> {
-    EntryRef { kind: entry_kind(entry), term: entry.term, index: entry.index, data: &entry.data }
+    EntryRef { kind: entry_kind(entry), term: entry.term, index: entry.index, data: payload(entry) }
 }
 
 fn entry_kind(entry: &eraftpb::Entry) -> raftpb::EntryType {

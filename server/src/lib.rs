@@ -6,8 +6,10 @@
 #![allow(missing_docs)]
 
 pub mod apply;
+pub mod config;
 pub mod core;
 pub mod lease;
+pub mod logging;
 pub mod reply;
 pub mod rpc;
 pub mod service;

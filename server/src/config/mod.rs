@@ -1,0 +1,398 @@
+//! The configuration of a member: flags and `ETCD_` variables, read and checked as etcd does.
+//!
+//! `reference/flags.tsv` drives parsing, help and tests alike. A flag whose feature is not there yet is accepted at
+//! its default and refused by name otherwise. Nothing here opens a file or a socket.
+
+mod parse;
+mod table;
+pub mod url;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use trilith_wal::IoChoice;
+
+use parse::Given;
+pub use parse::Note;
+use table::{Kind, ROWS, Support};
+use url::Url;
+
+use crate::logging;
+
+/// etcd's version that this server is equal to.
+pub const ETCD_VERSION: &str = "3.7.1";
+
+const ELECTION_MS_MAX: u64 = 50_000;
+const PROGRESS_INTERVAL_DEFAULT: Duration = Duration::from_secs(600);
+const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// What gRPC may add to a request.
+const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
+
+/// Why the process ends before it has begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// Print to standard output and exit with 0.
+    Print(String),
+    /// The command line cannot be read: print to standard error and exit with 2.
+    Usage(String),
+    /// The configuration is wrong: log and exit with 1.
+    Config(String),
+}
+
+impl Refusal {
+    fn config(message: String) -> Refusal {
+        Refusal::Config(message)
+    }
+
+    fn usage(message: String) -> Refusal {
+        Refusal::Usage(format!("{message}\nRun 'etcd --help' for the flags.\n"))
+    }
+
+    fn help() -> Refusal {
+        Refusal::Print(table::help())
+    }
+}
+
+/// A member's configuration, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Name within the initial cluster.
+    pub name: String,
+    /// Where the member lives.
+    pub data_dir: PathBuf,
+    /// Where the log lives, if elsewhere.
+    pub wal_dir: Option<PathBuf>,
+    /// Where clients are served.
+    pub listen_client: Vec<SocketAddr>,
+    /// The same as URLs.
+    pub listen_client_urls: Vec<Url>,
+    /// Where peers will be served.
+    pub listen_peer_urls: Vec<Url>,
+    /// What clients are told.
+    pub advertise_client_urls: Vec<Url>,
+    /// What peers are told.
+    pub advertise_peer_urls: Vec<Url>,
+    /// Members by name; checked by [`Config::verify_bootstrap`] on a first start only.
+    pub initial_cluster: Vec<(String, Vec<Url>)>,
+    /// Goes into the ids.
+    pub initial_cluster_token: String,
+    /// `existing`: join a cluster that runs.
+    pub initial_cluster_existing: bool,
+    /// One tick of raft's clock.
+    pub heartbeat_interval: Duration,
+    /// A multiple of it.
+    pub election_timeout: Duration,
+    /// Whether elections begin with a poll.
+    pub pre_vote: bool,
+    /// Log segments to keep; 0 keeps all.
+    pub max_wals: usize,
+    /// How the log is written.
+    pub wal_io: IoChoice,
+    /// False: nothing is ever synced.
+    pub fsync: bool,
+    /// Largest proposal, in bytes.
+    pub max_request_bytes: usize,
+    /// Operations in a transaction.
+    pub max_txn_ops: usize,
+    /// HTTP/2 streams per connection; `u32::MAX` for no limit.
+    pub max_concurrent_streams: u32,
+    /// Keepalive pings to clients: time between them, time to answer.
+    pub grpc_keepalive: (Duration, Duration),
+    /// Between progress answers to watchers.
+    pub watch_progress_interval: Duration,
+    /// An apply that takes longer is warned of.
+    pub warning_apply_duration: Duration,
+    /// Threads that serve connections.
+    pub io_threads: usize,
+    /// Where log lines go.
+    pub logging: logging::Options,
+    /// Every flag with its effective text, for the log.
+    pub effective: Vec<(&'static str, String)>,
+    /// To be logged once logging stands.
+    pub notes: Vec<Note>,
+}
+
+impl Config {
+    /// Reads the process's arguments (without its name) and variables.
+    pub fn read(
+        args: impl IntoIterator<Item = OsString>,
+        env: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Config, Refusal> {
+        let given = parse::read(args, env)?;
+        if flag_is_true(&given, "version") {
+            return Err(Refusal::Print(version()));
+        }
+        given.check_supported()?;
+        Config::from_given(given).map_err(Refusal::Config)
+    }
+
+    fn from_given(given: Given) -> Result<Config, String> {
+        let urls =
+            |name: &str| url::parse_list(given.text(name)).map_err(|error| format!("--{name}: {error}"));
+        let name = given.text("name").to_owned();
+        let data_dir = match given.path("data-dir") {
+            Some(dir) => PathBuf::from(dir),
+            None => PathBuf::from(format!("{name}.etcd")),
+        };
+        let listen_peer_urls = urls("listen-peer-urls")?;
+        bind_addresses("listen-peer-urls", &listen_peer_urls)?;
+        let listen_client_urls = urls("listen-client-urls")?;
+        let listen_client = bind_addresses("listen-client-urls", &listen_client_urls)?;
+        let advertise_peer_urls = urls("initial-advertise-peer-urls")?;
+        check_hosts("initial-advertise-peer-urls", &advertise_peer_urls)?;
+        let advertise_client_urls = urls("advertise-client-urls")?;
+        check_hosts("advertise-client-urls", &advertise_client_urls)?;
+        let (heartbeat_interval, election_timeout) = raft_times(&given)?;
+        if given.is_set("listen-client-urls") && !given.is_set("advertise-client-urls") {
+            return Err(
+                "--advertise-client-urls is required when --listen-client-urls is set explicitly".to_owned()
+            );
+        }
+        let initial_cluster = match given.text("initial-cluster") {
+            _ if !given.is_set("initial-cluster") => vec![(name.clone(), advertise_peer_urls.clone())],
+            text => cluster_of(text)?,
+        };
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        Ok(Config {
+            data_dir,
+            wal_dir: given.path("wal-dir").map(PathBuf::from),
+            listen_client,
+            listen_client_urls,
+            listen_peer_urls,
+            advertise_client_urls,
+            advertise_peer_urls,
+            initial_cluster,
+            initial_cluster_token: given.text("initial-cluster-token").to_owned(),
+            initial_cluster_existing: given.text("initial-cluster-state") == "existing",
+            heartbeat_interval,
+            election_timeout,
+            pre_vote: flag_is_true(&given, "pre-vote"),
+            max_wals: uint(&given, "max-wals")?,
+            wal_io: match given.text("trilith-wal-io") {
+                "uring" => IoChoice::Uring,
+                "sync" => IoChoice::Sync,
+                _ => IoChoice::Auto,
+            },
+            fsync: !flag_is_true(&given, "unsafe-no-fsync"),
+            max_request_bytes: max_request_bytes(&given)?,
+            max_txn_ops: uint(&given, "max-txn-ops")?,
+            max_concurrent_streams: uint(&given, "max-concurrent-streams")?,
+            grpc_keepalive: keepalive(&given),
+            watch_progress_interval: match duration(&given, "watch-progress-notify-interval") {
+                Duration::ZERO => PROGRESS_INTERVAL_DEFAULT,
+                interval => interval.max(PROGRESS_INTERVAL_MIN),
+            },
+            warning_apply_duration: duration(&given, "warning-apply-duration"),
+            io_threads: match uint(&given, "trilith-io-threads")? {
+                0 if cores <= 2 => 1,
+                0 => (cores / 2).min(4),
+                n => n,
+            },
+            logging: logging_of(&given)?,
+            effective: effective(&given),
+            notes: given.notes,
+            name,
+        })
+    }
+
+    /// What a first start needs beyond a valid configuration: this member in the initial cluster, and alone there.
+    pub fn verify_bootstrap(&self) -> Result<(), String> {
+        let own = self.initial_cluster.iter().find(|(name, _)| *name == self.name);
+        let Some((_, own)) = own else {
+            return Err(format!(
+                "couldn't find local name {:?} in the initial cluster configuration",
+                self.name
+            ));
+        };
+        if self.initial_cluster_existing || self.initial_cluster.len() > 1 {
+            return Err(format!(
+                "--initial-cluster names {} members{}: clusters of several members are not supported yet by this \
+                 version of Trilith",
+                self.initial_cluster.len(),
+                if self.initial_cluster_existing { " and --initial-cluster-state is existing" } else { "" },
+            ));
+        }
+        let missing = |from: &[Url], there: &[Url]| -> Vec<String> {
+            from.iter().filter(|url| !there.contains(url)).map(Url::to_string).collect()
+        };
+        let not_advertised = missing(own, &self.advertise_peer_urls);
+        if !not_advertised.is_empty() {
+            let listed: Vec<_> = not_advertised.iter().map(|url| format!("{}={url}", self.name)).collect();
+            let advertised = url::join(&self.advertise_peer_urls);
+            return Err(format!(
+                "--initial-cluster has {} but missing from --initial-advertise-peer-urls={advertised} \
+                 (resolved urls: {advertised:?} != {:?})",
+                listed.join(","),
+                url::join(own),
+            ));
+        }
+        let not_listed = missing(&self.advertise_peer_urls, own);
+        if !not_listed.is_empty() {
+            let own: Vec<_> =
+                self.advertise_peer_urls.iter().map(|url| format!("{}={url}", self.name)).collect();
+            return Err(format!(
+                "--initial-advertise-peer-urls has {} but missing from --initial-cluster={}",
+                not_listed.join(","),
+                own.join(","),
+            ));
+        }
+        if own.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(format!("initial cluster {}={} has duplicate url", self.name, url::join(own)));
+        }
+        Ok(())
+    }
+
+    /// Largest gRPC message that is received, and the size from which watch responses are cut.
+    pub fn grpc_message_bytes(&self) -> usize {
+        self.max_request_bytes + GRPC_OVERHEAD_BYTES
+    }
+
+    /// The folder of the log.
+    pub fn wal_folder(&self) -> PathBuf {
+        self.wal_dir.clone().unwrap_or_else(|| self.data_dir.join("member").join("wal"))
+    }
+}
+
+/// What `--version` prints.
+pub fn version() -> String {
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    format!(
+        "etcd Version: {ETCD_VERSION}\nGit SHA: {}\nGo Version: none\nGo OS/Arch: {}/{arch}\nTrilith Version: {}\n",
+        option_env!("TRILITH_GIT_SHA").unwrap_or("Not provided"),
+        std::env::consts::OS,
+        env!("CARGO_PKG_VERSION"),
+    )
+}
+
+fn flag_is_true(given: &Given, name: &str) -> bool {
+    value::bool_of(given.text(name)) == Some(true)
+}
+
+fn uint<T: TryFrom<u64>>(given: &Given, name: &str) -> Result<T, String> {
+    let text = given.text(name);
+    let number = value::uint_of(text).and_then(|n| T::try_from(n).ok());
+    number.ok_or_else(|| format!("--{name}={text} is out of range"))
+}
+
+/// Only for flags of that type, which were checked when they were read.
+fn duration(given: &Given, name: &str) -> Duration {
+    value::duration_of(given.text(name)).unwrap_or_default()
+}
+
+fn max_request_bytes(given: &Given) -> Result<usize, String> {
+    let bytes: usize = uint(given, "max-request-bytes")?;
+    // The log and gRPC hold lengths in 32 bits.
+    if bytes > 1 << 30 {
+        return Err(format!("--max-request-bytes={bytes} is too large: at most {} are possible", 1 << 30));
+    }
+    Ok(bytes)
+}
+
+/// Zero means etcd's own default; a day is as good as never.
+fn keepalive(given: &Given) -> (Duration, Duration) {
+    let or = |name, default| match duration(given, name) {
+        Duration::ZERO => default,
+        given => given,
+    };
+    (
+        or("grpc-keepalive-interval", Duration::from_secs(7200)),
+        or("grpc-keepalive-timeout", Duration::from_secs(20)),
+    )
+}
+
+fn raft_times(given: &Given) -> Result<(Duration, Duration), String> {
+    let heartbeat: u64 = uint(given, "heartbeat-interval")?;
+    let election: u64 = uint(given, "election-timeout")?;
+    if heartbeat == 0 {
+        return Err(format!("--heartbeat-interval must be >0 (set to {heartbeat}ms)"));
+    }
+    if election == 0 {
+        return Err(format!("--election-timeout must be >0 (set to {election}ms)"));
+    }
+    if heartbeat.saturating_mul(5) > election {
+        return Err(format!(
+            "--election-timeout[{election}ms] should be at least as 5 times as --heartbeat-interval[{heartbeat}ms]"
+        ));
+    }
+    if election > ELECTION_MS_MAX {
+        return Err(format!(
+            "--election-timeout[{election}ms] is too long, and should be set less than {ELECTION_MS_MAX}ms"
+        ));
+    }
+    Ok((Duration::from_millis(heartbeat), Duration::from_millis(election)))
+}
+
+fn bind_addresses(flag: &str, urls: &[Url]) -> Result<Vec<SocketAddr>, String> {
+    let mut addresses = Vec::with_capacity(urls.len());
+    for url in urls {
+        if url.scheme != "http" {
+            return Err(format!("--{flag}: {url}: only http is supported yet by this version of Trilith"));
+        }
+        addresses.push(url.bind_address()?);
+    }
+    Ok(addresses)
+}
+
+fn check_hosts(flag: &str, urls: &[Url]) -> Result<(), String> {
+    match urls.iter().find(|url| url.host_port().is_some_and(|(host, _)| host.is_empty())) {
+        Some(bad) => {
+            let all = url::join(urls);
+            Err(format!("--{flag} {all:?} must be \"host:port\" (unexpected empty host ({bad}))"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// `name=url,name=url`; a name may come several times.
+fn cluster_of(text: &str) -> Result<Vec<(String, Vec<Url>)>, String> {
+    let mut members: Vec<(String, Vec<Url>)> = Vec::new();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let (name, url) = part.split_once('=').unwrap_or((part, ""));
+        if url.is_empty() {
+            return Err(format!("error setting up initial cluster: empty URL given for {name:?}"));
+        }
+        let url = Url::parse(url).map_err(|error| format!("error setting up initial cluster: {error}"))?;
+        match members.iter_mut().find(|(other, _)| other == name) {
+            Some((_, urls)) => urls.push(url),
+            None => members.push((name.to_owned(), vec![url])),
+        }
+    }
+    for (_, urls) in &mut members {
+        urls.sort_by_key(Url::to_string);
+    }
+    Ok(members)
+}
+
+fn logging_of(given: &Given) -> Result<logging::Options, String> {
+    if given.text("logger") != "zap" {
+        return Err(format!("unknown logger option {:?}", given.text("logger")));
+    }
+    let level = given.text("log-level");
+    let format = given.text("log-format");
+    Ok(logging::Options {
+        level: logging::level_of(level).ok_or_else(|| format!("unrecognized level: {level:?}"))?,
+        json: match format {
+            "json" => true,
+            "console" => false,
+            _ => return Err(format!("unknown log format: {format}, supported values json, console")),
+        },
+        outputs: given.text("log-outputs").split(',').map(str::to_owned).collect(),
+    })
+}
+
+fn effective(given: &Given) -> Vec<(&'static str, String)> {
+    let shown = |support| matches!(support, Support::Works | Support::NoEffect | Support::DefaultOnly);
+    let flags =
+        ROWS.iter().filter(|row| row.kind == Kind::Flag && shown(row.support) && row.name != "version");
+    flags.map(|row| (row.name, given.text(row.name).to_owned())).collect()
+}

@@ -12,6 +12,7 @@ pub mod lease;
 pub mod logging;
 pub mod reply;
 pub mod rpc;
+pub mod run;
 pub mod service;
 pub mod status;
 pub mod watch;

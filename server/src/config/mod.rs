@@ -59,6 +59,17 @@ impl Refusal {
     }
 }
 
+/// A flag's effective value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// Name without dashes.
+    pub name: &'static str,
+    /// The value's text.
+    pub text: String,
+    /// The value is text also where it looks like a number.
+    pub quoted: bool,
+}
+
 /// A member's configuration, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -112,8 +123,8 @@ pub struct Config {
     pub io_threads: usize,
     /// Where log lines go.
     pub logging: logging::Options,
-    /// Every flag with its effective text, for the log.
-    pub effective: Vec<(&'static str, String)>,
+    /// Every flag with its effective value, for the log.
+    pub effective: Vec<Setting>,
     /// To be logged once logging stands.
     pub notes: Vec<Note>,
 }
@@ -390,9 +401,15 @@ fn logging_of(given: &Given) -> Result<logging::Options, String> {
     })
 }
 
-fn effective(given: &Given) -> Vec<(&'static str, String)> {
+fn effective(given: &Given) -> Vec<Setting> {
     let shown = |support| matches!(support, Support::Works | Support::NoEffect | Support::DefaultOnly);
     let flags =
         ROWS.iter().filter(|row| row.kind == Kind::Flag && shown(row.support) && row.name != "version");
-    flags.map(|row| (row.name, given.text(row.name).to_owned())).collect()
+    let quoted = |type_name: &str| !["bool", "int", "int64", "uint", "uint32", "uint64"].contains(&type_name);
+    let setting = |row: &table::Row| Setting {
+        name: row.name,
+        text: given.text(row.name).to_owned(),
+        quoted: quoted(row.type_name),
+    };
+    flags.map(setting).collect()
 }

@@ -3,50 +3,145 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderMap;
 use http::uri::PathAndQuery;
+use trilith_proto::etcdserverpb::{LeaseKeepAliveRequest, RangeRequest};
+use trilith_proto::healthpb::HealthListRequest;
 
 use super::watch::Watches;
 use super::{Call, Replies, Requests, Routes, health};
 use crate::core::Handle;
-use crate::status::{Code, Status};
-use crate::watch::Hub;
+use crate::service::{cluster, kv, lease, maintenance, unimplemented};
+use crate::status::{self, Code, Status};
 
-/// All services of a member's client port.
+/// All services of a member's client port. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Api {
-    watches: Watches,
+    core: Handle,
+    watches: Arc<Watches>,
 }
 
 impl Api {
-    pub fn new(core: Handle, hub: Arc<Hub>, fragment_bytes: usize, progress_interval: Duration) -> Api {
-        Api { watches: Watches { core, hub, fragment_bytes, progress_interval } }
+    /// Serves the core. Watch responses of at least `fragment_bytes` are cut for clients that take parts;
+    /// `progress_interval` is the time between progress answers to watchers.
+    pub fn new(core: Handle, fragment_bytes: usize, progress_interval: Duration) -> Api {
+        let watches = Watches { hub: core.hub(), core: core.clone(), fragment_bytes, progress_interval };
+        Api { core, watches: Arc::new(watches) }
     }
 }
 
 impl Routes for Api {
+    /// The hot calls stand first. The others are boxed, so that their size is not everybody's.
     async fn route(self, path: PathAndQuery, call: Call) {
+        let core = self.core;
+        if let Err(status) = check_metadata(&core, call.headers()) {
+            return call.refuse(status);
+        }
         match path.path() {
-            "/etcdserverpb.Watch/Watch" => {
-                call.streaming(async |requests: &mut Requests, replies: &mut Replies| {
-                    self.watches.serve(requests, replies).await
-                })
-                .await
-            }
-            "/grpc.health.v1.Health/Check" => call.unary(async |request| health::check(&request)).await,
-            "/grpc.health.v1.Health/List" => {
-                call.unary(async |_: trilith_proto::healthpb::HealthListRequest| Ok(health::list())).await
-            }
-            "/grpc.health.v1.Health/Watch" => call.server_streaming(health::watch).await,
-            unknown => call.refuse(no_such_method(unknown)),
+            "/etcdserverpb.KV/Put" => call.unary(|request| kv::put(&core, request)).await,
+            "/etcdserverpb.KV/Range" => call.unary(|request| kv::range(&core, request)).await,
+            "/etcdserverpb.KV/Txn" => call.unary(|request| kv::txn(&core, request)).await,
+            "/etcdserverpb.KV/DeleteRange" => call.unary(|request| kv::delete_range(&core, request)).await,
+            "/etcdserverpb.Watch/Watch" => Box::pin(watch(&self.watches, call)).await,
+            other => Box::pin(rare(&core, other, call)).await,
         }
     }
 }
 
-/// gRPC's own text for a path that is not served.
+/// G5 and Z7: a client may insist on a known leader, and its version must be text.
+fn check_metadata(core: &Handle, headers: &HeaderMap) -> Result<(), Status> {
+    if let Some(version) = headers.get("client-api-version")
+        && std::str::from_utf8(version.as_bytes()).is_err()
+    {
+        return Err(status::INVALID_CLIENT_API_VERSION);
+    }
+    if headers.get("hasleader").is_some_and(|value| value == "true") && core.facts().leader == 0 {
+        return Err(status::NO_LEADER);
+    }
+    Ok(())
+}
+
+async fn watch(watches: &Watches, call: Call) {
+    call.streaming(async |requests: &mut Requests, replies: &mut Replies| {
+        watches.serve(requests, replies).await
+    })
+    .await;
+}
+
+async fn rare(core: &Handle, path: &str, call: Call) {
+    match path {
+        "/etcdserverpb.KV/Compact" => call.unary(|request| kv::compact(core, request)).await,
+        "/etcdserverpb.KV/RangeStream" => {
+            call.server_streaming(async |request, replies: &mut Replies| {
+                range_stream(core, request, replies).await
+            })
+            .await;
+        }
+        "/etcdserverpb.Lease/LeaseGrant" => call.unary(|request| lease::grant(core, request)).await,
+        "/etcdserverpb.Lease/LeaseRevoke" => call.unary(|request| lease::revoke(core, request)).await,
+        "/etcdserverpb.Lease/LeaseKeepAlive" => {
+            call.streaming(async |requests: &mut Requests, replies: &mut Replies| {
+                keep_alive(core, requests, replies).await
+            })
+            .await;
+        }
+        "/etcdserverpb.Lease/LeaseTimeToLive" => {
+            call.unary(|request| lease::time_to_live(core, request)).await
+        }
+        "/etcdserverpb.Lease/LeaseLeases" => call.unary(|request| lease::leases(core, request)).await,
+        "/etcdserverpb.Cluster/MemberList" => call.unary(|request| cluster::member_list(core, request)).await,
+        "/etcdserverpb.Maintenance/Status" => call.unary(|request| maintenance::status(core, request)).await,
+        "/etcdserverpb.Maintenance/Hash" => call.unary(|request| maintenance::hash(core, request)).await,
+        "/etcdserverpb.Maintenance/HashKV" => call.unary(|request| maintenance::hash_kv(core, request)).await,
+        "/grpc.health.v1.Health/Check" => call.unary(async |request| health::check(&request)).await,
+        "/grpc.health.v1.Health/List" => call.unary(async |_: HealthListRequest| Ok(health::list())).await,
+        "/grpc.health.v1.Health/Watch" => call.server_streaming(health::watch).await,
+        other => call.refuse(unimplemented(other).unwrap_or_else(|| no_such_method(other))),
+    }
+}
+
+/// One chunk is read while nothing else runs on this thread, so others get it between two chunks.
+async fn range_stream(core: &Handle, request: RangeRequest, replies: &mut Replies) -> Result<(), Status> {
+    let mut chunks = kv::range_stream(core, request).await?;
+    while let Some(chunk) = chunks.next_chunk() {
+        if replies.send(chunk?).await.is_err() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}
+
+/// Renewals one after the other, as they come in; ends with the client's half-close.
+async fn keep_alive(core: &Handle, requests: &mut Requests, replies: &mut Replies) -> Result<(), Status> {
+    while let Some(request) = requests.next::<LeaseKeepAliveRequest>().await? {
+        if replies.send(lease::keep_alive(core, request).await?).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// gRPC's own text for a path that is not served: unknown method where the service is known, else unknown service.
 pub(super) fn no_such_method(path: &str) -> Status {
     let message = match path.strip_prefix('/').unwrap_or(path).rsplit_once('/') {
         None => format!("malformed method name: {path:?}"),
-        Some((service, method)) => format!("unknown method {method} for service {service}"),
+        Some((service, method)) if SERVICES.contains(&service) => {
+            format!("unknown method {method} for service {service}")
+        }
+        Some((service, _)) => format!("unknown service {service}"),
     };
     Status { code: Code::Unimplemented, message: message.into() }
 }
+
+const SERVICES: [&str; 9] = [
+    "etcdserverpb.Auth",
+    "etcdserverpb.Cluster",
+    "etcdserverpb.KV",
+    "etcdserverpb.Lease",
+    "etcdserverpb.Maintenance",
+    "etcdserverpb.Watch",
+    "grpc.health.v1.Health",
+    "v3electionpb.Election",
+    "v3lockpb.Lock",
+];

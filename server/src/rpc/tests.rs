@@ -228,7 +228,8 @@ fn what_is_no_proper_call_gets_grpcs_own_answers() {
     with_server(1, async |address, _, _| {
         let mut client = Client::connect(address).await;
         for (path, text) in [
-            ("/t.T/Nope", "unknown method Nope for service t.T"),
+            ("/t.T/Nope", "unknown service t.T"),
+            ("/etcdserverpb.KV/Nope", "unknown method Nope for service etcdserverpb.KV"),
             ("/Nope", "malformed method name: \"/Nope\""),
         ] {
             assert_eq!(client.call(path, &[], message(0)).await, refused(Code::Unimplemented, text));

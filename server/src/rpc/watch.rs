@@ -39,7 +39,7 @@ impl Watches {
     }
 
     /// Serves one stream until the client is gone. Its half-close ends nothing.
-    pub(super) async fn serve(self, requests: &mut Requests, replies: &mut Replies) -> Result<(), Status> {
+    pub(super) async fn serve(&self, requests: &mut Requests, replies: &mut Replies) -> Result<(), Status> {
         let mut stream = self.hub.open();
         let jitter = RandomState::new().hash_one(0) % 1000;
         let interval = self.progress_interval + self.progress_interval.mul_f64(jitter as f64 / 10_000.0);

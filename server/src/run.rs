@@ -1,0 +1,294 @@
+//! The process of a member, from its arguments to its exit: configuration, data directory, core, client port.
+//!
+//! Everything that is wrong ends in one clear line and exit status 1 (2 for a command line that cannot be read).
+//! The peer port is not opened: a lone member has no peers.
+
+use std::ffi::OsString;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use log::kv::Value;
+use rustix::fd::OwnedFd;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::LocalSet;
+use trilith_disk::{Disk, RealDisk};
+use trilith_wal::Wal;
+
+use crate::config::{self, Config, Note, Refusal, Setting};
+use crate::core::{self, Core, Peer};
+use crate::logging;
+use crate::rpc::{Api, Options, Server, Stop};
+
+/// Runs the process; what it was given does not include its own name.
+pub fn main(
+    args: impl IntoIterator<Item = OsString>,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
+) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if let Some(command) = args.first().filter(|arg| *arg == "gateway" || *arg == "grpc-proxy") {
+        eprintln!("etcd {}: not there yet in this version of Trilith", command.to_string_lossy());
+        return ExitCode::from(1);
+    }
+    let config = match Config::read(args, env) {
+        Ok(config) => config,
+        Err(Refusal::Print(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(Refusal::Usage(text)) => {
+            eprint!("{text}");
+            return ExitCode::from(2);
+        }
+        Err(Refusal::Config(error)) => {
+            let plain = logging::Options {
+                level: log::LevelFilter::Info,
+                json: true,
+                outputs: vec!["stderr".into()],
+            };
+            // With the plainest of outputs this fails only in a process that logs already.
+            let _ = logging::init(&plain);
+            log::error!(error; "failed to verify flags");
+            return ExitCode::from(1);
+        }
+    };
+    if let Err(error) = logging::init(&config.logging) {
+        eprintln!("etcd: {error}");
+        return ExitCode::from(1);
+    }
+    announce(&config);
+    match serve(&config) {
+        Ok(()) => {
+            log::info!("closed etcd server");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            log::error!(error; "etcd ends");
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Logs what was read and what comes of it.
+fn announce(config: &Config) {
+    for note in &config.notes {
+        match note {
+            Note::UsedVariable { name, value } => {
+                log::info!("variable-name" = name.as_str(), "variable-value" = value.as_str(); "recognized and used environment variable");
+            }
+            Note::UnknownVariable { name, value } => {
+                let variable = format!("{name}={value}");
+                log::warn!("environment-variable" = variable.as_str(); "unrecognized environment variable");
+            }
+            Note::Ignored { name } => log::warn!(flag = name; "this flag is ignored"),
+            Note::NoEffect { name } => {
+                log::warn!(flag = name; "this flag is accepted and has no effect in Trilith")
+            }
+        }
+    }
+    log::info!(
+        "etcd-version" = config::ETCD_VERSION,
+        "trilith-version" = env!("CARGO_PKG_VERSION"),
+        "go-os" = std::env::consts::OS,
+        "go-arch" = std::env::consts::ARCH,
+        "max-cpu-available" = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        "starting etcd"
+    );
+    let settings: Vec<(&str, Value<'_>)> = config.effective.iter().map(setting).collect();
+    log::logger().log(
+        &log::Record::builder()
+            .level(log::Level::Info)
+            .target(module_path!())
+            .file(Some(file!()))
+            .line(Some(line!()))
+            .args(format_args!("effective configuration"))
+            .key_values(&settings)
+            .build(),
+    );
+}
+
+fn setting(setting: &Setting) -> (&str, Value<'_>) {
+    let text = setting.text.as_str();
+    let plain = match (text, text.parse::<i64>()) {
+        _ if setting.quoted => None,
+        ("true", _) => Some(Value::from(true)),
+        ("false", _) => Some(Value::from(false)),
+        (_, Ok(number)) => Some(Value::from(number)),
+        _ => None,
+    };
+    (setting.name, plain.unwrap_or_else(|| Value::from(text)))
+}
+
+/// Opens everything, serves until a signal, ends in order.
+fn serve(config: &Config) -> Result<(), String> {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let first_start = !Wal::exists(disk.as_ref(), &config.wal_folder());
+    if first_start {
+        config.verify_bootstrap()?;
+    }
+    make_dir(&config.data_dir)?;
+    let _lock = lock(&config.data_dir)?;
+    if let Some(dir) = &config.wal_dir {
+        make_dir(dir)?;
+    }
+    log::info!(
+        name = config.name.as_str(),
+        "data-dir" = config.data_dir.display().to_string().as_str(),
+        "wal-dir" = config.wal_folder().display().to_string().as_str(),
+        "first-start" = first_start;
+        "opening the data directory"
+    );
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("failed to start the runtime: {error}"))?;
+    LocalSet::new().block_on(&runtime, member(config, disk))
+}
+
+async fn member(config: &Config, disk: Arc<dyn Disk>) -> Result<(), String> {
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|error| format!("failed to listen for signals: {error}"))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(|error| format!("failed to listen for signals: {error}"))?;
+    let signalled = async move {
+        tokio::select! {
+            _ = terminate.recv() => "terminated",
+            _ = interrupt.recv() => "interrupt",
+        }
+    };
+    let mut signalled = std::pin::pin!(signalled);
+
+    let server = Server::bind(&config.listen_client).map_err(|error| error.to_string())?;
+    let (core, handle) = Core::open(core_config(config, disk)).map_err(|error| error.to_string())?;
+    let facts = handle.facts();
+    log::info!(
+        "member-id" = format!("{:x}", facts.member_id).as_str(),
+        "cluster-id" = format!("{:x}", facts.cluster_id).as_str(),
+        "applied-index" = facts.applied;
+        "opened the data directory"
+    );
+    let (end_core, core_ends) = oneshot::channel::<()>();
+    let running = core::run(core, async {
+        // A sender that is gone is a request to end as well.
+        let _ = core_ends.await;
+    });
+    let mut core_task = tokio::task::spawn_local(running);
+    let core_outcome = |outcome: Result<Result<(), core::Fatal>, tokio::task::JoinError>| match outcome {
+        Ok(Ok(())) => Err("the core ended by itself".to_owned()),
+        Ok(Err(fatal)) => Err(fatal.to_string()),
+        Err(panic) => Err(format!("the core panicked: {panic}")),
+    };
+    let why = tokio::select! {
+        outcome = &mut core_task => return core_outcome(outcome),
+        _ready = handle.ready() => None,
+        name = &mut signalled => Some(name),
+    };
+    let (stop, stopped) = Stop::new();
+    let addresses = server.local_addrs().map_err(|error| error.to_string())?;
+    let api = Api::new(handle, config.grpc_message_bytes(), config.watch_progress_interval);
+    let mut server_task = tokio::task::spawn_local(server.run(api, rpc_options(config), stopped));
+    let why = match why {
+        Some(name) => name,
+        None => {
+            for address in addresses {
+                let address = address.to_string();
+                log::info!(
+                    traffic = "grpc", address = address.as_str();
+                    "serving client traffic insecurely; this is strongly discouraged!"
+                );
+            }
+            log::info!("ready to serve client requests");
+            tokio::select! {
+                outcome = &mut core_task => return core_outcome(outcome),
+                outcome = &mut server_task => {
+                    return Err(format!("the client port ended by itself: {outcome:?}"));
+                }
+                name = &mut signalled => name,
+            }
+        }
+    };
+    log::info!(signal = why; "received signal; shutting down");
+    stop.send_replace(true);
+    let served = server_task.await.map_err(|panic| format!("the client port panicked: {panic}"))?;
+    drop(end_core);
+    match core_task.await {
+        Ok(Ok(())) => served.map_err(|error| error.to_string()),
+        other => core_outcome(other),
+    }
+}
+
+fn core_config(config: &Config, disk: Arc<dyn Disk>) -> core::Config {
+    let texts = |urls: &[config::url::Url]| urls.iter().map(ToString::to_string).collect();
+    let members = config.initial_cluster.iter();
+    core::Config {
+        wal_dir: config.wal_dir.clone(),
+        wal_io: config.wal_io,
+        fsync: config.fsync,
+        max_wals: config.max_wals,
+        name: config.name.clone(),
+        client_urls: texts(&config.advertise_client_urls),
+        initial_cluster: members
+            .map(|(name, urls)| Peer { name: name.clone(), peer_urls: texts(urls) })
+            .collect(),
+        initial_cluster_token: config.initial_cluster_token.clone(),
+        heartbeat: config.heartbeat_interval,
+        election: config.election_timeout,
+        pre_vote: config.pre_vote,
+        max_request_bytes: config.max_request_bytes,
+        max_txn_ops: config.max_txn_ops,
+        seed: RandomState::new().hash_one(std::process::id()),
+        unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
+        ..core::Config::new(config.data_dir.clone(), disk)
+    }
+}
+
+fn rpc_options(config: &Config) -> Options {
+    let (keepalive_interval, keepalive_timeout) = config.grpc_keepalive;
+    Options {
+        receive_limit: config.grpc_message_bytes(),
+        max_concurrent_streams: config.max_concurrent_streams,
+        keepalive_interval,
+        keepalive_timeout,
+        io_threads: config.io_threads,
+    }
+}
+
+/// Makes a folder with mode 0700, or warns when one is there that others can read.
+fn make_dir(dir: &Path) -> Result<(), String> {
+    let failed = |error: io::Error| format!("cannot use directory {}: {error}", dir.display());
+    match std::fs::metadata(dir) {
+        Ok(found) if !found.is_dir() => Err(failed(io::ErrorKind::NotADirectory.into())),
+        Ok(found) => {
+            let mode = found.permissions().mode() & 0o777;
+            if mode & 0o077 != 0 {
+                let (path, mode) = (dir.display().to_string(), format!("{mode:o}"));
+                log::warn!(path = path.as_str(), mode = mode.as_str(); "others than the owner may read the data directory: 700 is recommended");
+            }
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Makes sure that one process at a time uses the folder; the lock ends with the process.
+fn lock(dir: &Path) -> Result<OwnedFd, String> {
+    let open = rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let fd = open.map_err(|error| format!("cannot open data directory {}: {error}", dir.display()))?;
+    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(fd),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(format!("data directory {} is in use by another process", dir.display()))
+        }
+        Err(error) => Err(format!("cannot lock data directory {}: {error}", dir.display())),
+    }
+}

@@ -286,3 +286,144 @@ async fn read_back(clients: &[Client], writes: &[Write]) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: &'static str, value: &'static str) -> Change {
+        Change::Put { key: key.into(), value: value.into() }
+    }
+
+    fn delete(key: &'static str, end: &'static str) -> Change {
+        Change::Delete { key: key.into(), end: end.into() }
+    }
+
+    fn event(kind: EventType, key: &'static str, value: &'static str, main: i64) -> Event {
+        let kv = KeyValue { key: key.into(), value: value.into(), mod_revision: main, ..Default::default() };
+        Event { r#type: kind as i32, kv: Some(kv), prev_kv: None }
+    }
+
+    fn write(changes: &[Change], answer: Option<(i64, &[i64])>) -> Write {
+        Write {
+            branches: [changes.to_vec(), changes.to_vec()],
+            answer: answer.map(|(revision, deleted)| Acknowledged {
+                revision,
+                branch: 0,
+                deleted: deleted.to_vec(),
+            }),
+        }
+    }
+
+    fn history(events: Vec<Event>) -> BTreeMap<i64, Vec<Event>> {
+        let mut history: BTreeMap<i64, Vec<Event>> = BTreeMap::new();
+        for event in events {
+            let main = event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
+            history.entry(main).or_default().push(event);
+        }
+        history
+    }
+
+    /// Two acknowledged writes, one without an answer that was done, and one that was not.
+    fn good() -> (Vec<Event>, Vec<Write>) {
+        let events = vec![
+            event(EventType::Put, "a", "1", 2),
+            event(EventType::Put, "b", "2", 3),
+            event(EventType::Delete, "a", "", 3),
+            event(EventType::Put, "c", "3", 4),
+        ];
+        let writes = vec![
+            write(&[put("a", "1")], Some((2, &[]))),
+            write(&[put("b", "2"), delete("a", "b")], Some((3, &[1]))),
+            write(&[put("c", "3")], None),
+            write(&[put("c", "4")], None),
+        ];
+        (events, writes)
+    }
+
+    fn outcome(events: Vec<Event>, writes: &[Write]) -> Result<Tally> {
+        match_writes(&history(events), writes, 1)
+    }
+
+    #[test]
+    fn what_was_written_is_found() {
+        let (events, writes) = good();
+        let tally = outcome(events, &writes).unwrap();
+        assert_eq!((tally.acknowledged, tally.unanswered_found, tally.unanswered_lost), (2, 1, 1));
+    }
+
+    #[test]
+    fn a_lost_write_is_noticed() {
+        let (mut events, writes) = good();
+        events.remove(0);
+        assert!(outcome(events, &writes).is_err());
+    }
+
+    #[test]
+    fn a_half_transaction_is_noticed() {
+        let (mut events, writes) = good();
+        events.remove(2);
+        assert!(outcome(events, &writes).is_err());
+    }
+
+    #[test]
+    fn a_value_that_nobody_wrote_is_noticed() {
+        let (mut events, writes) = good();
+        events[3] = event(EventType::Put, "c", "5", 4);
+        assert!(outcome(events, &writes).is_err());
+    }
+
+    #[test]
+    fn a_write_that_is_there_twice_is_noticed() {
+        let (mut events, writes) = good();
+        events.push(event(EventType::Put, "c", "3", 5));
+        assert!(outcome(events, &writes).is_err());
+    }
+
+    #[test]
+    fn a_revision_left_out_is_noticed() {
+        let (mut events, writes) = good();
+        events[3] = event(EventType::Put, "c", "3", 5);
+        assert!(outcome(events, &writes).is_err());
+    }
+
+    #[test]
+    fn a_read_that_was_taken_back_is_noticed() {
+        let (events, _) = good();
+        let history = history(events);
+        let before = HashMap::from([("z".into(), "0".into())]);
+        let read = |key: &'static str, revision, value: Option<&'static str>| {
+            check_reads(
+                &before,
+                &history,
+                &[Read { key: key.into(), revision, value: value.map(Bytes::from) }],
+            )
+        };
+        assert!(read("a", 2, Some("1")).is_ok());
+        assert!(read("a", 3, None).is_ok());
+        assert!(read("z", 4, Some("0")).is_ok());
+        assert!(read("c", 4, Some("4")).is_err());
+        assert!(read("a", 3, Some("1")).is_err());
+    }
+
+    #[test]
+    fn versions_are_followed() {
+        let mut model = Model::new();
+        let stored = |create_revision, version, mod_revision| Event {
+            kv: Some(KeyValue {
+                key: "a".into(),
+                create_revision,
+                version,
+                mod_revision,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        model.apply(2, &[stored(2, 1, 2)]).unwrap();
+        model.apply(3, &[stored(2, 2, 3)]).unwrap();
+        assert!(model.apply(4, &[stored(2, 2, 4)]).is_err());
+        model.apply(5, &[event(EventType::Delete, "a", "", 5)]).unwrap();
+        assert!(model.apply(6, &[event(EventType::Delete, "a", "", 6)]).is_err());
+        assert!(model.apply(7, &[stored(2, 3, 7)]).is_err());
+    }
+}

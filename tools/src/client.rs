@@ -1,0 +1,298 @@
+//! The connection to a cluster: the first endpoint that answers, within a deadline, and etcd's words for what failed.
+//!
+//! A [`Client`] belongs to one connection. A request is sent once: a write that may have reached the server is never
+//! sent again.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Response, Status};
+
+use crate::exit::Failure;
+use crate::flags::Flags;
+
+mod stubs {
+    //! The generated client stubs.
+    #![allow(missing_docs, unreachable_pub, clippy::all)]
+    tonic::include_proto!("etcdserverpb");
+}
+
+use stubs::cluster_client::ClusterClient;
+use stubs::kv_client::KvClient;
+use stubs::lease_client::LeaseClient;
+use stubs::maintenance_client::MaintenanceClient;
+use stubs::watch_client::WatchClient;
+
+/// What every request says that ran out of time.
+pub(crate) const DEADLINE_EXCEEDED: &str = "context deadline exceeded";
+
+/// gRPC clients never ping more often than this, whatever they are told; servers close connections of those that do.
+const MIN_PING_INTERVAL: Duration = Duration::from_secs(10);
+/// How long to wait before the endpoints are tried once more.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Requests larger than this are refused before they are sent, unless a flag says otherwise.
+const DEFAULT_MAX_REQUEST: usize = 2 << 20;
+/// etcd's texts that its client leaves inside the rendered gRPC status.
+const NOT_IN_CLIENT_MAP: [&str; 7] = [
+    "etcdserver: request canceled",
+    "etcdserver: context deadline exceeded",
+    "etcdserver: invalid client api version",
+    "etcdserver: permission not given",
+    "etcdserver: request timed out, waiting for the applied index took too long",
+    "etcdserver: request timed out, leader transfer took too long",
+    "etcdserver: unknown method",
+];
+
+/// How to reach the cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) endpoints: Vec<String>,
+    pub(crate) dial_timeout: Duration,
+    /// From the start of a command to the end of its request, connecting included.
+    pub(crate) command_timeout: Duration,
+    pub(crate) keepalive_time: Duration,
+    pub(crate) keepalive_timeout: Duration,
+    /// Bytes; 0 for the default.
+    pub(crate) max_request: usize,
+    /// Bytes; 0 for the default.
+    pub(crate) max_answer: usize,
+}
+
+impl Config {
+    /// The connection's flags of `etcdctl`.
+    ///
+    /// # Errors
+    /// Code 128: a flag asks for TLS, authentication or discovery, which are not there yet.
+    pub(crate) fn from_flags(flags: &Flags) -> Result<Config, Failure> {
+        for name in ["cert", "key", "cacert"] {
+            if flags.changed(name) && flags.text(name).is_empty() {
+                return Err(Failure::bad_args(format_args!("empty string is passed to --{name} option")));
+            }
+        }
+        let texts = [
+            "cert",
+            "key",
+            "cacert",
+            "user",
+            "password",
+            "auth-jwt-token",
+            "discovery-srv",
+            "discovery-srv-name",
+        ];
+        let given = texts.into_iter().find(|name| !flags.text(name).is_empty());
+        let switched =
+            [("insecure-transport", true), ("insecure-discovery", true), ("insecure-skip-tls-verify", false)];
+        let switched =
+            switched.into_iter().find(|(name, default)| flags.bool(name) != *default).map(|(name, _)| name);
+        if let Some(name) = given.or(switched) {
+            return Err(Failure::bad_args(format_args!(
+                "--{name}: TLS, authentication and discovery are not supported yet"
+            )));
+        }
+        let config = Config {
+            endpoints: flags.list("endpoints").to_vec(),
+            dial_timeout: flags.duration("dial-timeout"),
+            command_timeout: flags.duration("command-timeout"),
+            keepalive_time: flags.duration("keepalive-time"),
+            keepalive_timeout: flags.duration("keepalive-timeout"),
+            max_request: flags.size("max-request-bytes"),
+            max_answer: flags.size("max-recv-bytes"),
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// # Errors
+    /// Code 128: there is no endpoint, or one that cannot be used.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        if self.endpoints.is_empty() {
+            return Err(Failure::bad_args("no endpoints given"));
+        }
+        self.endpoints.iter().try_for_each(|endpoint| self.target(endpoint).map(drop))
+    }
+
+    /// The same settings for one endpoint alone.
+    pub(crate) fn only(&self, endpoint: &str) -> Config {
+        Config { endpoints: vec![endpoint.to_owned()], ..self.clone() }
+    }
+
+    fn target(&self, endpoint: &str) -> Result<Endpoint, Failure> {
+        let refuse = |why: &str| Failure::bad_args(format_args!("endpoint {endpoint:?}: {why}"));
+        let url = match endpoint.split_once("://") {
+            None => format!("http://{endpoint}"),
+            Some(("http", _)) => endpoint.to_owned(),
+            Some(("https", _)) => return Err(refuse("TLS is not supported yet")),
+            Some((scheme, _)) => return Err(refuse(&format!("the scheme {scheme} is not supported"))),
+        };
+        let target = Endpoint::from_shared(url).map_err(|error| refuse(&error.to_string()))?;
+        if target.uri().host().is_none() {
+            return Err(refuse("no host"));
+        }
+        Ok(target
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(self.keepalive_time.max(MIN_PING_INTERVAL))
+            .keep_alive_timeout(self.keepalive_timeout))
+    }
+
+    /// The deadline of a command that starts now.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.command_timeout
+    }
+
+    /// Connects to the first endpoint that can be reached, trying all of them again and again until `deadline`.
+    ///
+    /// # Errors
+    /// Code 1, [`DEADLINE_EXCEEDED`]; code 128 for an endpoint that cannot be used.
+    pub(crate) async fn connect(&self, deadline: Instant) -> Result<Client, Failure> {
+        let mut targets = Vec::with_capacity(self.endpoints.len());
+        for endpoint in &self.endpoints {
+            targets.push(self.target(endpoint)?);
+        }
+        loop {
+            for target in &targets {
+                let until = deadline.min(Instant::now() + self.dial_timeout);
+                if let Ok(Ok(channel)) = tokio::time::timeout_at(until, target.connect()).await {
+                    return Ok(self.client(channel, deadline));
+                }
+            }
+            if Instant::now() + RETRY_PAUSE >= deadline {
+                tokio::time::sleep_until(deadline).await;
+                return Err(Failure::error(DEADLINE_EXCEEDED));
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    fn client(&self, channel: Channel, deadline: Instant) -> Client {
+        let or = |size: usize, default: usize| if size == 0 { default } else { size };
+        Client {
+            channel,
+            deadline,
+            max_request: or(self.max_request, DEFAULT_MAX_REQUEST),
+            max_answer: or(self.max_answer, i32::MAX as usize),
+        }
+    }
+}
+
+/// A connection, and the deadline of the command that opened it.
+#[derive(Clone)]
+pub(crate) struct Client {
+    channel: Channel,
+    deadline: Instant,
+    max_request: usize,
+    max_answer: usize,
+}
+
+/// A typed client of one of etcd's services.
+macro_rules! service {
+    ($name:ident, $client:ident) => {
+        pub(crate) fn $name(&self) -> $client<Channel> {
+            $client::new(self.channel.clone())
+                .max_encoding_message_size(self.max_request)
+                .max_decoding_message_size(self.max_answer)
+        }
+    };
+}
+
+impl Client {
+    service!(kv, KvClient);
+    service!(lease, LeaseClient);
+    service!(watch, WatchClient);
+    service!(cluster, ClusterClient);
+    service!(maintenance, MaintenanceClient);
+
+    /// Waits for an answer until the command's deadline.
+    ///
+    /// # Errors
+    /// The text that etcd's tools show for the failure.
+    pub(crate) async fn call<T>(
+        &self,
+        request: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, String> {
+        match tokio::time::timeout_at(self.deadline, request).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(status_text(&status)),
+            Err(_) => Err(DEADLINE_EXCEEDED.to_owned()),
+        }
+    }
+}
+
+/// A status as etcd's client renders it: its own errors by their text, all others as `rpc error: code = ... desc = ...`.
+pub(crate) fn status_text(status: &Status) -> String {
+    let message = status.message();
+    if message.starts_with("etcdserver: ") && !NOT_IN_CLIENT_MAP.contains(&message) {
+        return message.to_owned();
+    }
+    let code = match status.code() {
+        Code::Cancelled => "Canceled".to_owned(),
+        code => format!("{code:?}"),
+    };
+    format!("rpc error: code = {code} desc = {message}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ctl::GLOBAL_FLAGS;
+
+    fn flags(args: &[&str]) -> Flags {
+        let mut flags = Flags::new(&[GLOBAL_FLAGS]);
+        let args: Vec<_> = args.iter().map(|arg| arg.as_bytes().to_vec()).collect();
+        flags.parse(&args).unwrap();
+        flags
+    }
+
+    #[test]
+    fn endpoints_come_with_and_without_a_scheme() {
+        let config =
+            Config::from_flags(&flags(&["--endpoints=127.0.0.1:1,http://localhost:2,[::1]:3"])).unwrap();
+        let uris: Vec<_> =
+            config.endpoints.iter().map(|e| config.target(e).unwrap().uri().to_string()).collect();
+        assert_eq!(uris, ["http://127.0.0.1:1/", "http://localhost:2/", "http://[::1]:3/"]);
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_refused_by_name() {
+        for (args, part) in [
+            (&["--cert=a"][..], "--cert:"),
+            (&["--user", "root:pw"], "--user:"),
+            (&["--insecure-transport=false"], "--insecure-transport:"),
+            (&["--insecure-skip-tls-verify"], "--insecure-skip-tls-verify:"),
+            (&["--discovery-srv", "example.com"], "--discovery-srv:"),
+            (&["--key="], "empty string is passed to --key option"),
+            (&["--endpoints=https://a:1"], "\"https://a:1\""),
+            (&["--endpoints=unix://a"], "unix"),
+            (&["--endpoints=a b"], "\"a b\""),
+            (&["--endpoints="], "no endpoints"),
+        ] {
+            let failure = Config::from_flags(&flags(args)).unwrap_err();
+            assert!(failure.code == 128 && failure.text.contains(part), "{args:?}: {failure:?}");
+        }
+        assert!(
+            Config::from_flags(&flags(&["--insecure-transport=true", "--insecure-skip-tls-verify=false"]))
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn errors_of_the_server_are_shown_by_their_text() {
+        for (status, text) in [
+            (
+                Status::out_of_range("etcdserver: mvcc: required revision has been compacted"),
+                "etcdserver: mvcc: required revision has been compacted",
+            ),
+            (
+                Status::unavailable(
+                    "etcdserver: request timed out, waiting for the applied index took too long",
+                ),
+                "rpc error: code = Unavailable desc = etcdserver: request timed out, waiting for the applied index took too long",
+            ),
+            (Status::unknown("raft: stopped"), "rpc error: code = Unknown desc = raft: stopped"),
+            (Status::cancelled("x"), "rpc error: code = Canceled desc = x"),
+        ] {
+            assert_eq!(status_text(&status), text);
+        }
+    }
+}

@@ -10,8 +10,6 @@ mod table;
 mod txn;
 mod watch;
 
-use std::ffi::OsString;
-
 use tokio::time::Instant;
 
 use crate::client::{Client, Config};
@@ -200,7 +198,7 @@ fn read_environment(flags: &mut Flags, command: &Command) -> Result<(), Failure>
         let Some(name) = name.to_str().filter(|name| name.starts_with("ETCDCTL_")) else { continue };
         let of_watch =
             command.verb == Verb::Watch && ["ETCDCTL_WATCH_KEY", "ETCDCTL_WATCH_RANGE_END"].contains(&name);
-        let old_habit = name == "ETCDCTL_API" && value == OsString::from("3");
+        let old_habit = name == "ETCDCTL_API" && value == "3";
         if !known(name) && !of_watch && !old_habit {
             eprintln!("warning: unrecognized environment variable {name}={}", value.to_string_lossy());
         }

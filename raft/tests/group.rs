@@ -1,5 +1,7 @@
 //! Groups of one and of three: what they agree on survives whatever the disks and the network do.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod sim;
 
 use bytes::Bytes;
@@ -23,7 +25,7 @@ fn a_single_voter_leads_at_once_and_commits() {
     let [first] = out.committed.as_slice() else { panic!("{out:?}") };
     let Body::ConfChange(change) = &first.body else { panic!("{out:?}") };
     assert_eq!((first.index, first.term, change.node_id(), change.id), (1, 1, 1, None));
-    assert_eq!(change.context().as_ref(), b"{\"id\":1}");
+    assert_eq!(change.context(), b"{\"id\":1}");
     assert_eq!(node.apply_conf_change(Some(change)).voters, [1]);
     assert!(!node.status().is_leader);
     node.applied(1);

@@ -1,5 +1,7 @@
 //! What peers may say: a wrong message is an error that names its sender, and never the end of the process.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod sim;
 
 use bytes::Bytes;

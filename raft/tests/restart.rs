@@ -1,5 +1,7 @@
 //! What a node starts from, and what it refuses to start from.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod sim;
 
 use bytes::Bytes;

@@ -2,7 +2,6 @@
 //! that only keeps its checkpoints. Everything follows from the seed.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
-#![allow(clippy::unwrap_used, reason = "a test may")]
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -38,7 +38,6 @@ struct Written {
     /// Batches that are durable.
     durable: usize,
     held: bool,
-    broken: bool,
 }
 
 /// The disk of one member. Unless held, everything that must be synced is durable with the next poll.
@@ -57,9 +56,6 @@ impl SimLog {
     pub fn unsynced(&self) -> usize {
         let written = self.0.borrow();
         written.batches.len() - written.durable
-    }
-    pub fn fail(&self) {
-        self.0.borrow_mut().broken = true;
     }
     /// Forgets what was not durable and reads the rest as a new owner would.
     pub fn crash(&self) -> Replay {
@@ -120,9 +116,6 @@ impl Log for SimLog {
 
     fn poll(&mut self) -> Result<Ticket, WalError> {
         let mut written = self.0.borrow_mut();
-        if written.broken {
-            return Err(std::io::Error::other("the disk is gone").into());
-        }
         if !written.held {
             written.durable = written.batches.len();
         }

@@ -52,13 +52,13 @@ fn source_files() -> Vec<(String, String)> {
     let mut files = Vec::new();
     let mut folders: Vec<PathBuf> = MAY_KNOW.iter().map(|(name, _)| root().join(name)).collect();
     while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
+        for entry in std::fs::read_dir(&folder).expect("a folder of ours") {
+            let path = entry.expect("an entry").path();
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|e| e == "rs") {
-                let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
-                files.push((name, std::fs::read_to_string(&path).unwrap()));
+                let name = path.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();
+                files.push((name, std::fs::read_to_string(&path).expect("a source file")));
             }
         }
     }
@@ -212,12 +212,11 @@ fn unsafe_code_stands_in_three_files() {
     let files = source_files();
     let has_unsafe = |text: &str| {
         let code = code_only(text);
-        let found = code.match_indices("unsafe").any(|(at, _)| {
+        code.match_indices("unsafe").any(|(at, _)| {
             let before = code[..at].chars().next_back().is_none_or(|c| !word(c));
             let after = code[at + 6..].chars().next().is_none_or(|c| !word(c));
             before && after
-        });
-        found
+        })
     };
     let unsafe_files =
         files.iter().filter(|(file, text)| has_unsafe(text) && !MAY_BE_UNSAFE.contains(&file.as_str()));

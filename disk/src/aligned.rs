@@ -54,7 +54,9 @@ impl AlignedBuf {
         let end = self.len + bytes.len();
         self.reserve_to(end);
         // SAFETY: reserve_to made room for `end` bytes, and a borrowed slice cannot lie inside our own memory.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start.as_ptr().add(self.len), bytes.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start.as_ptr().add(self.len), bytes.len())
+        };
         self.len = end;
     }
 

@@ -4,7 +4,7 @@
 //! sync that covers it; before that, any part of it may have reached the platter, in any order, torn at sectors of
 //! 512 bytes. [`SimDisk::crash`] builds the disk that a machine would find after losing power at an operation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -119,8 +119,7 @@ impl SimDisk {
         });
         let mut state = inner.start.clone();
         state.bytes.resize(inner.now.bytes.len(), Vec::new());
-        for (i, op) in done.iter().enumerate() {
-            let durable = is_durable(op, &done[i + 1..]);
+        for (op, durable) in done.iter().zip(durable_ops(done)) {
             let whole = durable || survivors == Survivors::All;
             match op {
                 Op::Write(id, offset, bytes) if !whole => {
@@ -164,6 +163,14 @@ impl State {
                 if let Some(id) = self.names.remove(from) {
                     self.names.insert(to.clone(), id);
                 }
+                // A folder is the common start of its files' paths.
+                let inside = |path: &PathBuf| path.strip_prefix(from).ok().map(|rest| to.join(rest));
+                let moved: Vec<_> =
+                    self.names.iter().filter_map(|(p, id)| Some((p.clone(), inside(p)?, *id))).collect();
+                for (old, new, id) in moved {
+                    self.names.remove(&old);
+                    self.names.insert(new, id);
+                }
             }
             Op::Remove(path) => {
                 self.names.remove(path);
@@ -175,15 +182,26 @@ impl State {
     }
 }
 
-/// Whether one of the later operations makes this one durable.
-fn is_durable(op: &Op, later: &[Op]) -> bool {
-    let folder = |path: &Path, dir: &Path| path.parent() == Some(dir);
-    later.iter().any(|l| match (op, l) {
-        (Op::Write(id, ..) | Op::SetLen(id, _), Op::Sync(synced)) => id == synced,
-        (Op::Create(path, _) | Op::Remove(path), Op::SyncDir(dir)) => folder(path, dir),
-        (Op::Rename(from, to), Op::SyncDir(dir)) => folder(from, dir) || folder(to, dir),
-        _ => false,
-    })
+/// For each operation, whether a later one makes it durable.
+fn durable_ops(ops: &[Op]) -> Vec<bool> {
+    let mut files = BTreeSet::new();
+    let mut folders = BTreeSet::new();
+    let mut durable = vec![false; ops.len()];
+    for (i, op) in ops.iter().enumerate().rev() {
+        let named = |path: &Path| path.parent().is_some_and(|dir| folders.contains(dir));
+        durable[i] = match op {
+            Op::Write(id, ..) | Op::SetLen(id, _) => files.contains(id),
+            Op::Create(path, _) | Op::Remove(path) => named(path),
+            Op::Rename(from, to) => named(from) || named(to),
+            Op::Sync(_) | Op::SyncDir(_) => false,
+        };
+        match op {
+            Op::Sync(id) => drop(files.insert(*id)),
+            Op::SyncDir(dir) => drop(folders.insert(dir.as_path())),
+            _ => {}
+        }
+    }
+    durable
 }
 
 fn write_at(file: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
@@ -265,7 +283,7 @@ impl Disk for SimDisk {
     }
 
     fn exists(&self, path: &Path) -> bool {
-        self.inner().now.names.contains_key(path)
+        self.inner().now.names.keys().any(|p| p.starts_with(path))
     }
 }
 
@@ -273,7 +291,8 @@ impl File for SimFile {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let inner = self.disk.inner();
         let start = offset as usize;
-        let bytes = inner.now.bytes[self.id].get(start..start + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let bytes =
+            inner.now.bytes[self.id].get(start..start + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         buf.copy_from_slice(bytes);
         Ok(())
     }
@@ -335,6 +354,19 @@ mod tests {
             mixed += usize::from(bytes[0] != bytes[2047]);
         }
         assert!(mixed > 5, "some crashes tear the write");
+    }
+
+    #[test]
+    fn a_renamed_folder_takes_its_files_along() {
+        let disk = SimDisk::new();
+        disk.open(Path::new("m/d.tmp/f"), Open::CreateNew).unwrap();
+        disk.sync_dir(Path::new("m/d.tmp")).unwrap();
+        disk.rename(Path::new("m/d.tmp"), Path::new("m/d")).unwrap();
+        assert!(disk.exists(Path::new("m/d/f")) && !disk.exists(Path::new("m/d.tmp")));
+        let cut = disk.crash(disk.op_count(), Survivors::None);
+        assert!(cut.exists(Path::new("m/d.tmp/f")) && !cut.exists(Path::new("m/d")));
+        disk.sync_dir(Path::new("m")).unwrap();
+        assert!(disk.crash(disk.op_count(), Survivors::None).exists(Path::new("m/d/f")));
     }
 
     #[test]

@@ -1,124 +1,110 @@
 //! The write-ahead log, in etcd's format to the byte.
-#![allow(missing_docs, unused_variables, clippy::todo)]
+//!
+//! A log is a folder of segment files; a segment is a chain of records with a running checksum (docs/format.md).
+//! [`Wal`] gathers records into batches, writes each batch with one sync, up to four of them at once, and reports
+//! them durable strictly in order. There is no timer: while batches are under way the next one gathers.
+//!
+//! Promises:
+//! - A ticket that [`Wal::poll`] reported is on the disk, with all tickets before it, and stays there.
+//! - No block that holds records of a reported ticket is written again, and after the last record there are zeros.
+//! - A log left by a crash opens with every reported record, in order, and with nothing that was never appended.
+//! - Damage to bytes that were durable is an error that names file and offset; it is never cut away.
+//! - After a failed write or sync the log takes nothing more.
+//!
+//! It must never know what an entry means, block in `append` or `poll`, or retry a failed sync.
 
-use std::os::fd::BorrowedFd;
+mod create;
+mod error;
+mod io;
+mod log_file;
+mod names;
+mod prepare;
+mod record;
+mod recover;
+mod segment;
+mod stats;
+mod uring;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use trilith_disk::Disk;
 use trilith_proto::{raftpb, walpb};
 
+pub use error::WalError;
+pub use log_file::Wal;
+pub use stats::{SYNC_BUCKETS_MICROS, Stats, SyncTimes};
+
+/// How many batches may be under way together. Recovery relies on it: see `recover`.
+pub(crate) const MAX_IN_FLIGHT: usize = 4;
+
 /// Which I/O path writes the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum IoChoice {
-    /// io_uring where the kernel allows it, else plain calls.
+    /// io_uring where the kernel and the file system allow it, else plain calls.
     #[default]
     Auto,
+    /// io_uring, or an error that says why not.
     Uring,
+    /// pwrite and fdatasync on a thread.
     Sync,
 }
 
+/// Where and how a log is kept.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// The folder of the segments.
     pub dir: PathBuf,
+    /// The disk that it is on.
     pub disk: Arc<dyn Disk>,
+    /// Which I/O path writes it.
     pub io: IoChoice,
-    /// 64_000_000 as in etcd; tests take less.
+    /// Size of a segment, rounded up to blocks of 4 KiB: 64_000_000 as in etcd; tests take less. A record that is
+    /// larger gets a segment of its own that is larger.
     pub segment_bytes: u64,
     /// False only with --unsafe-no-fsync.
     pub fsync: bool,
-    /// Segments to keep after their release (--max-wals); 0 keeps all.
+    /// How many segments stay in the folder, those in use among them (--max-wals): of the released ones the oldest
+    /// are recycled while there are more. 0 keeps all.
     pub max_segments: usize,
 }
 
 /// etcdserverpb.Metadata of the log's owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Metadata {
+    /// Id of the member.
     pub node_id: u64,
+    /// Id of the cluster.
     pub cluster_id: u64,
 }
 
 /// An entry to append; borrowed, so that nothing is copied but into the log's buffer.
 #[derive(Debug, Clone, Copy)]
 pub struct EntryRef<'a> {
+    /// Normal, or one of the two kinds of conf change.
     pub kind: raftpb::EntryType,
+    /// Term of the entry.
     pub term: u64,
+    /// Index of the entry.
     pub index: u64,
+    /// Its bytes; empty ones are left out of the record, as etcd does for a leader's first entry.
     pub data: &'a [u8],
 }
 
 /// What a log holds after a snapshot mark.
 #[derive(Debug, Default)]
 pub struct Replay {
+    /// The log's owner.
     pub metadata: Metadata,
+    /// The newest hard state; all zeros if none was written.
     pub hard_state: raftpb::HardState,
-    /// Entries with an index above the mark's, without gaps.
+    /// Entries with an index above the one asked for, without gaps, the first following it.
     pub entries: Vec<raftpb::Entry>,
-    /// Every snapshot mark in the log, in order.
+    /// Every snapshot mark in the segments that were read, in order. Segments that hold only entries up to the
+    /// index asked for are not read.
     pub snapshots: Vec<walpb::Snapshot>,
 }
 
 /// Number of a gathered batch; batches become durable in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Ticket(pub u64);
-
-#[derive(Debug, thiserror::Error)]
-pub enum WalError {
-    #[error("{0}")]
-    Io(#[from] std::io::Error),
-}
-
-#[derive(Debug)]
-pub struct Wal {}
-
-impl Wal {
-    /// Whether the folder holds a log.
-    pub fn exists(disk: &dyn Disk, dir: &std::path::Path) -> bool {
-        todo!()
-    }
-    /// Makes a new log: crc, metadata and the empty snapshot mark, durable on return.
-    pub fn create(options: Options, metadata: Metadata) -> Result<Wal, WalError> {
-        todo!()
-    }
-    /// Opens a log for appending; repairs a torn tail; refuses corruption. `after` is the snapshot to start from
-    /// (index 0 for all); entries up to its index are skipped.
-    pub fn open(options: Options, after_index: u64) -> Result<(Wal, Replay), WalError> {
-        todo!()
-    }
-    /// Gathers entries, then a hard state, into the next batch. The batch must become durable before its ticket
-    /// is reported; `must_sync` false (only the commit index moved) lets it ride along with the next one.
-    pub fn append<'a>(
-        &mut self,
-        entries: impl IntoIterator<Item = EntryRef<'a>>,
-        hard_state: Option<&raftpb::HardState>,
-        must_sync: bool,
-    ) -> Ticket {
-        todo!()
-    }
-    /// Gathers a snapshot mark.
-    pub fn append_snapshot(&mut self, snapshot: &walpb::Snapshot) -> Ticket {
-        todo!()
-    }
-    /// Hands gathered batches to the I/O path as far as slots are free, and reaps completions. Never blocks.
-    /// Returns the newest ticket that is durable together with all before it.
-    pub fn poll(&mut self) -> Result<Ticket, WalError> {
-        todo!()
-    }
-    /// Blocks until everything gathered is durable: for shutdown and tests.
-    pub fn flush(&mut self) -> Result<Ticket, WalError> {
-        todo!()
-    }
-    /// Readable when `poll` has something to do. None when completions come with `poll` itself (simulated disk).
-    pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
-        todo!()
-    }
-    /// Entries up to and including this index are no longer needed: segments that hold only such entries are
-    /// released, kept as long as max_segments says, then recycled.
-    pub fn release_to(&mut self, index: u64) -> Result<(), WalError> {
-        todo!()
-    }
-    /// "io_uring" or "sync".
-    pub fn io_name(&self) -> &'static str {
-        todo!()
-    }
-}

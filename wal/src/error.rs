@@ -87,6 +87,13 @@ pub enum WalError {
     Stopped(String),
 }
 
+/// For implementations of a log outside this crate, whose disk has no paths; the log itself names the file.
+impl From<io::Error> for WalError {
+    fn from(error: io::Error) -> WalError {
+        WalError::Stopped(error.to_string())
+    }
+}
+
 /// Turns the answer of a call on a path into an error that names both.
 pub(crate) fn io_error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> WalError + 'a {
     move |source| WalError::Io { what, path: path.to_owned(), source }

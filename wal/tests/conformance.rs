@@ -1,4 +1,5 @@
 //! The format and the behaviour that every I/O path has in common.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

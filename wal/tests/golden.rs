@@ -1,4 +1,5 @@
 //! A log written by etcd 3.4.23 (puts, a delete, a lease, a learner added; the zeros at its end cut short).
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -2,7 +2,7 @@
 //!
 //! The parser shares no code with the crate, not even the checksum: it is written from the description of the
 //! format, and proved on a log that a real etcd wrote.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, clippy::unwrap_used, unreachable_pub)]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -89,7 +89,7 @@ fn live() -> Life {
     run(&mut node, &mut store).unwrap();
     node.campaign().unwrap();
     run(&mut node, &mut store).unwrap();
-    for round in 0..12_usize {
+    for round in 0..60_usize {
         for at in 0..=round % 4 {
             node.propose(Bytes::from(vec![round as u8; 10 + 900 * at])).unwrap();
         }
@@ -109,7 +109,8 @@ fn live() -> Life {
 #[test]
 fn what_was_acknowledged_survives_a_power_cut_at_any_operation() {
     let life = live();
-    assert!(life.data.len() > 20 && life.checkpoints.len() > 3);
+    let cuts = life.disk.op_count() - life.born;
+    assert!(life.data.len() > 100 && life.checkpoints.len() > 15 && cuts > 120, "{cuts} cuts");
     for ops in life.born..=life.disk.op_count() {
         for survivors in [Survivors::All, Survivors::None, Survivors::Random(ops as u64)] {
             let disk = life.disk.crash(ops, survivors);

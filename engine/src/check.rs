@@ -2,10 +2,10 @@
 //! reached. For tests, for the tools, and to rebuild the map of used pages when a part of it is lost.
 
 use crate::page::{CellValue, Long, PAGE, Place, Sums};
-use crate::root::State;
 use crate::search::{Tree, TreeRoot};
-use crate::source::NodeRef;
-use crate::{StoreError, TreeId};
+use crate::source::{NodeRef, Source};
+use crate::space::{RESERVED_PAGES, Space};
+use crate::{StoreError, TREES, TreeId};
 
 /// Extents of the file that a walk reached: first page, pages.
 pub(crate) type Extents = Vec<(u64, u32)>;
@@ -15,11 +15,14 @@ struct Walk<'w, 'a> {
     extents: &'w mut Extents,
 }
 
-/// Walks every tree of a state. Errors: the first invariant that does not hold, as Corrupt; Io.
-pub(crate) fn walk(state: &State, extents: &mut Extents) -> Result<[Sums; crate::TREES], StoreError> {
-    let mut sums = [Sums::default(); crate::TREES];
+/// Walks every tree. Errors: the first invariant that does not hold, as Corrupt; Io.
+pub(crate) fn walk(
+    source: &Source,
+    trees: &[TreeRoot; TREES],
+    extents: &mut Extents,
+) -> Result<(), StoreError> {
     for id in TreeId::ALL {
-        let (tree, root) = state.tree(id);
+        let (tree, root) = (Tree { source, id }, &trees[id as usize]);
         let Some(top) = tree.top(root)? else { continue };
         let mut walk = Walk { tree, extents };
         let found = walk.node(&top, None, None)?;
@@ -27,9 +30,28 @@ pub(crate) fn walk(state: &State, extents: &mut Extents) -> Result<[Sums; crate:
             walk.extents.push((link.page, 1));
             walk.same_sums(link.page, link.sums, found)?;
         }
-        sums[id as usize] = found;
     }
-    Ok(sums)
+    Ok(())
+}
+
+/// Verifies that the extents cover each page in use exactly once, those set aside left out.
+pub(crate) fn check_pages(source: &Source, space: &Space, extents: &[(u64, u32)]) -> Result<(), StoreError> {
+    let mut reached = std::collections::HashSet::new();
+    for (first, pages) in extents {
+        for page in *first..first + u64::from(*pages) {
+            if !space.is_used(page) {
+                return Err(source.corrupt(page, "bit of a page in use", 1, 0));
+            }
+            if !reached.insert(page) {
+                return Err(source.corrupt(page, "references to the page", 1, 2));
+            }
+        }
+    }
+    let expected = reached.len() as u64 + space.region_count() as u64 * RESERVED_PAGES;
+    if space.used_pages() != expected {
+        return Err(source.corrupt(0, "pages in use", expected, space.used_pages()));
+    }
+    Ok(())
 }
 
 impl<'a> Walk<'_, 'a> {

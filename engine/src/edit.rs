@@ -17,33 +17,43 @@ const MERGE_BELOW: usize = (PAGE - HEADER) / 4;
 const MERGED_MAX: usize = (PAGE - HEADER) * 3 / 4;
 
 /// What the trees stopped using.
+///
+/// A node or blob that a published root holds may be written by a checkpoint after the writer has replaced it: by
+/// the running one, or by one that freezes that root before the next is published. Then its pages are garbage.
 #[derive(Debug, Default)]
 pub(crate) struct Garbage {
     /// Pages on disk: first page and how many.
     pub(crate) extents: Vec<(u64, u32)>,
-    /// Nodes that the running checkpoint writes: their pages are garbage as soon as they have any.
     pub(crate) nodes: Vec<Arc<Node>>,
-    /// Long keys and values that the running checkpoint writes.
     pub(crate) blobs: Vec<Arc<Blob>>,
 }
 
 impl Garbage {
-    pub(crate) fn append(&mut self, other: &mut Garbage) {
-        self.extents.append(&mut other.extents);
-        self.nodes.append(&mut other.nodes);
-        self.blobs.append(&mut other.blobs);
+    /// A batch is published: of what it replaced, only what the running checkpoint froze can still be written.
+    pub(crate) fn publish(&mut self, batch: &mut Garbage, frozen: Option<u64>) {
+        let is_frozen = |made_in: u64| frozen.is_some_and(|frozen| made_in <= frozen);
+        self.extents.append(&mut batch.extents);
+        self.nodes.extend(batch.nodes.drain(..).filter(|node| is_frozen(node.batch)));
+        self.blobs.extend(batch.blobs.drain(..).filter(|blob| is_frozen(blob.batch)));
     }
 
-    /// The running checkpoint is durable: its nodes have pages now.
+    /// The running checkpoint is durable: what it wrote has pages now.
     pub(crate) fn resolve(&mut self) {
-        for node in self.nodes.drain(..) {
-            let link = node.written.get().expect("the checkpoint wrote every node of the root it froze");
-            self.extents.push((link.page, 1));
-        }
-        for blob in self.blobs.drain(..) {
-            let long = blob.written.get().expect("the checkpoint wrote every blob of the root it froze");
-            self.extents.push((long.page, long.pages()));
-        }
+        let extents = &mut self.extents;
+        self.nodes.retain(|node| match node.written.get() {
+            None => true,
+            Some(link) => {
+                extents.push((link.page, 1));
+                false
+            }
+        });
+        self.blobs.retain(|blob| match blob.written.get() {
+            None => true,
+            Some(long) => {
+                extents.push((long.page, long.pages()));
+                false
+            }
+        });
     }
 }
 
@@ -54,8 +64,6 @@ pub(crate) struct Edit<'s> {
     pub(crate) id: TreeId,
     /// The batch being built.
     pub(crate) batch: u64,
-    /// The running checkpoint froze the root of this batch: nodes up to it are being written.
-    pub(crate) frozen: Option<u64>,
     pub(crate) garbage: &'s mut Garbage,
     pub(crate) dirty_bytes: &'s mut usize,
 }
@@ -71,32 +79,20 @@ impl<'s> Edit<'s> {
         Tree { source: self.source, id: self.id }
     }
 
-    fn is_frozen(&self, batch: u64) -> bool {
-        self.frozen.is_some_and(|frozen| batch <= frozen)
-    }
-
     fn release(&mut self, released: Released) {
         for long in released.extents {
             self.garbage.extents.push((long.page, long.pages()));
         }
         for blob in released.blobs {
             *self.dirty_bytes -= blob.bytes.len();
-            if self.is_frozen(blob.batch) {
+            if blob.batch != self.batch {
                 self.garbage.blobs.push(blob);
             }
         }
     }
 
-    /// The node for changing: itself if this batch made it, else a copy in its place.
     fn own<'n>(&mut self, node: &'n mut Arc<Node>) -> &'n mut Node {
-        if node.batch != self.batch {
-            let copy = Arc::new(node.copy(self.batch));
-            let old = std::mem::replace(node, copy);
-            if self.is_frozen(old.batch) {
-                self.garbage.nodes.push(old);
-            }
-        }
-        Arc::get_mut(node).expect("no root holds a node of the batch that is being built")
+        own(node, self.batch, self.garbage)
     }
 
     /// A page from disk, for changing.
@@ -396,6 +392,15 @@ impl<'s> Edit<'s> {
         *self.dirty_bytes -= PAGE;
         Ok(())
     }
+}
+
+/// The node for changing: itself if this batch made it, else a copy in its place.
+pub(crate) fn own<'n>(node: &'n mut Arc<Node>, batch: u64, garbage: &mut Garbage) -> &'n mut Node {
+    if node.batch != batch {
+        let copy = Arc::new(node.copy(batch));
+        garbage.nodes.push(std::mem::replace(node, copy));
+    }
+    Arc::get_mut(node).expect("no root holds a node of the batch that is being built")
 }
 
 /// How many cells stay left when a full page is split to take a cell of `bytes` bytes at `i`; the new one counts.

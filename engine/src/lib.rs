@@ -10,16 +10,22 @@
 
 mod cache;
 mod check;
+mod checkpoint;
+mod crc;
 mod cursor;
 mod edit;
 mod error;
+mod map;
+mod meta;
 mod mvcc;
 mod node;
+mod open;
 mod order;
 mod page;
 mod root;
 mod search;
 mod source;
+mod space;
 mod store;
 
 #[cfg(test)]
@@ -30,11 +36,12 @@ use std::sync::Arc;
 
 use trilith_disk::Disk;
 
+pub use checkpoint::{CheckpointDone, CheckpointInfo, CheckpointJob};
 pub use cursor::Cursor;
 pub use error::StoreError;
 pub use mvcc::*;
 pub use root::{Reader, Root, Value, View};
-pub use store::{CheckpointDone, CheckpointInfo, CheckpointJob, Store};
+pub use store::Store;
 
 /// How many numbers belong to a root beside its trees ([`View::counter`]).
 pub const COUNTERS: usize = 16;

@@ -10,7 +10,6 @@ use std::sync::{Arc, OnceLock};
 
 use crate::page::{
     CellValue, INLINE_MAX, Link, Long, PAGE, PageBytes, PageMut, PageView, Place, branch_cell_bytes,
-    leaf_cell_bytes,
 };
 
 /// A long key or value in memory.
@@ -129,6 +128,10 @@ impl Node {
         PageView(&self.page[..])
     }
 
+    pub(crate) fn bytes(&self) -> &PageBytes {
+        &self.page
+    }
+
     pub(crate) fn edit(&mut self) -> PageMut<'_> {
         PageMut(&mut self.page)
     }
@@ -167,11 +170,7 @@ impl Node {
         Some(self.add_blob(Arc::new(blob)))
     }
 
-    /// Whether an entry of these lengths fits.
-    pub(crate) fn fits_entry(&self, key: usize, value: usize) -> bool {
-        self.page().free_bytes() >= leaf_cell_bytes(key, value)
-    }
-
+    /// Whether a child with a key of this length fits.
     pub(crate) fn fits_child(&self, key: usize) -> bool {
         self.page().free_bytes() >= branch_cell_bytes(key)
     }
@@ -199,6 +198,17 @@ impl Node {
 
     pub(crate) fn child(&self, i: usize) -> Place<Link> {
         self.page().child(i)
+    }
+
+    /// The place of a child, if the node is a branch and the child is in memory.
+    pub(crate) fn child_in_memory(&self, i: usize) -> Option<usize> {
+        if self.page().is_leaf() {
+            return None;
+        }
+        match self.child(i) {
+            Place::Memory(place) => Some(place),
+            Place::Disk(_) => None,
+        }
     }
 
     /// The child at a place that a cell names.

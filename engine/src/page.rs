@@ -107,7 +107,7 @@ impl Sums {
         Sums {
             count: self.count + next.count,
             bytes: self.bytes + next.bytes,
-            crc: crc32c::crc32c_combine(self.crc, next.crc, next.bytes as usize),
+            crc: crate::crc::combine(self.crc, next.crc, next.bytes),
         }
     }
 }

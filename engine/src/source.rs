@@ -1,17 +1,24 @@
 //! Where clean pages come from: the store's file, by a memory map or by reads and a bounded cache.
 //!
 //! Promises: no byte of a page or an extent is handed out before it has been checked against the checksum that its
-//! referrer holds; a mismatch names file, page and field. It never writes.
+//! referrer holds; a mismatch names file, page and field. It never writes where a root or a checkpoint may look:
+//! what is written is the checkpoint's business.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use trilith_disk::File;
 
 use crate::cache::Cache;
+use crate::map::Map;
 use crate::node::Node;
 use crate::page::{Link, Long, PAGE, PageView};
 use crate::{StoreError, Value};
+
+/// The file grows by a sixteenth, but at least by 1 MiB and at most by 64 MiB.
+const GROW_PAGES_MIN: u64 = 256;
+const GROW_PAGES_MAX: u64 = 16_384;
 
 /// A page to read, wherever it is.
 #[derive(Debug, Clone)]
@@ -44,19 +51,76 @@ impl<'a> NodeRef<'a> {
     }
 }
 
-/// The file, as readers see it.
+/// How clean pages are read.
+#[derive(Debug)]
+enum Pages {
+    Map(Map),
+    Cache(Cache),
+}
+
+/// The file: readers get verified pages from it, the checkpoint writes to it.
 #[derive(Debug)]
 pub(crate) struct Source {
     path: PathBuf,
     file: Arc<dyn File>,
-    cache: Cache,
+    /// The file's length. Only the checkpoint changes it.
+    file_pages: AtomicU64,
+    pages: Pages,
     /// The first error of a checkpoint: no change is taken after it.
     stopped: OnceLock<String>,
 }
 
 impl Source {
-    pub(crate) fn new(path: PathBuf, file: Arc<dyn File>) -> Source {
-        Source { path, file, cache: Cache::new(), stopped: OnceLock::new() }
+    /// `map`: by a memory map, where the file has a descriptor. Errors: Io.
+    pub(crate) fn new(path: PathBuf, file: Arc<dyn File>, map: bool) -> Result<Source, StoreError> {
+        let pages =
+            if map && file.fd().is_some() { Pages::Map(Map::new()) } else { Pages::Cache(Cache::new()) };
+        let source = Source { path, file, file_pages: AtomicU64::new(0), pages, stopped: OnceLock::new() };
+        let bytes = source.file.len().map_err(source.io("read the length"))?;
+        source.set_file_pages(bytes / PAGE as u64)?;
+        Ok(source)
+    }
+
+    fn set_file_pages(&self, pages: u64) -> Result<(), StoreError> {
+        if let (Pages::Map(map), Some(fd)) = (&self.pages, self.file.fd()) {
+            map.grow(fd, pages).map_err(self.io("map"))?;
+        }
+        self.file_pages.store(pages, Ordering::Release);
+        Ok(())
+    }
+
+    /// Length of the file.
+    pub(crate) fn file_pages(&self) -> u64 {
+        self.file_pages.load(Ordering::Acquire)
+    }
+
+    /// Makes ready to write pages that nobody refers to: the file reaches that far, and what was known of their old
+    /// content is forgotten. Errors: Io.
+    pub(crate) fn prepare(&self, first: u64, pages: u64) -> Result<(), StoreError> {
+        let (now, end) = (self.file_pages(), first + pages);
+        if end > now {
+            let step = (now / 16).clamp(GROW_PAGES_MIN, GROW_PAGES_MAX);
+            let grown = end.max(now + step).next_multiple_of(GROW_PAGES_MIN);
+            self.file.set_len(grown * PAGE as u64).map_err(self.io("grow"))?;
+            self.set_file_pages(grown)?;
+        }
+        for page in first..end {
+            match &self.pages {
+                Pages::Map(map) => map.forget(page),
+                Pages::Cache(cache) => cache.forget(page),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes from the beginning of a page on. Errors: Io.
+    pub(crate) fn write(&self, bytes: &[u8], page: u64) -> Result<(), StoreError> {
+        self.file.write_all_at(bytes, page * PAGE as u64).map_err(self.io("write"))
+    }
+
+    /// Makes the writes durable. Errors: Io.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        self.file.sync_data().map_err(self.io("sync"))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -86,44 +150,77 @@ impl Source {
     }
 
     /// A page, checked against its link, and that it is of this tree and level.
+    #[inline]
     pub(crate) fn page<'a>(
         &'a self,
         link: &Link,
         tree: u8,
         level: Option<u8>,
     ) -> Result<NodeRef<'a>, StoreError> {
-        let bytes = match self.cache.get(link.page) {
-            Some(bytes) => bytes,
-            None => {
-                let bytes = self.read(link.page, PAGE)?;
-                self.verify_page(link, &bytes)?;
-                self.cache.put(link.page, bytes.clone());
-                bytes
-            }
+        let node = match &self.pages {
+            Pages::Map(map) => NodeRef::Mapped(self.mapped_page(map, link)?),
+            Pages::Cache(cache) => NodeRef::Cached(self.cached_page(cache, link)?),
         };
-        let node = NodeRef::Cached(bytes);
         self.verify_kind(link.page, node.page(), tree, level)?;
         Ok(node)
     }
 
-    /// The bytes of a long key or value.
-    pub(crate) fn long<'a>(&'a self, long: &Long) -> Result<Value<'a>, StoreError> {
-        let bytes = match self.cache.get(long.page) {
-            Some(bytes) => bytes,
-            None => {
-                let bytes = self.read(long.page, long.len as usize)?;
-                self.verify_long(long, &bytes)?;
-                self.cache.put(long.page, bytes.clone());
-                bytes
-            }
-        };
-        let len = bytes.len();
-        Ok(Value::Shared(bytes, 0..len))
+    #[inline]
+    fn mapped_page<'a>(&self, map: &'a Map, link: &Link) -> Result<&'a [u8], StoreError> {
+        let bytes = self.mapped(map, link.page, PAGE)?;
+        if !map.is_verified(link.page) {
+            self.verify_page(link, bytes)?;
+            map.set_verified(link.page);
+        }
+        Ok(bytes)
     }
 
-    fn read(&self, page: u64, len: usize) -> Result<Arc<[u8]>, StoreError> {
+    fn mapped<'a>(&self, map: &'a Map, page: u64, len: usize) -> Result<&'a [u8], StoreError> {
+        map.slice(page, len).ok_or_else(|| self.corrupt(page, "place in the file", self.file_pages(), page))
+    }
+
+    fn cached_page(&self, cache: &Cache, link: &Link) -> Result<Arc<[u8]>, StoreError> {
+        if let Some(bytes) = cache.get(link.page) {
+            return Ok(bytes);
+        }
+        let bytes = self.read(link.page, PAGE)?;
+        self.verify_page(link, &bytes)?;
+        cache.put(link.page, bytes.clone());
+        Ok(bytes)
+    }
+
+    /// The bytes of a long key or value.
+    pub(crate) fn long<'a>(&'a self, long: &Long) -> Result<Value<'a>, StoreError> {
+        let len = long.len as usize;
+        match &self.pages {
+            Pages::Map(map) => {
+                let bytes = self.mapped(map, long.page, len)?;
+                if !map.is_verified(long.page) {
+                    self.verify_long(long, bytes)?;
+                    map.set_verified(long.page);
+                }
+                Ok(Value::Page(bytes))
+            }
+            Pages::Cache(cache) => {
+                if let Some(bytes) = cache.get(long.page) {
+                    return Ok(Value::Shared(bytes, 0..len));
+                }
+                let bytes = self.read(long.page, len)?;
+                self.verify_long(long, &bytes)?;
+                cache.put(long.page, bytes.clone());
+                Ok(Value::Shared(bytes, 0..len))
+            }
+        }
+    }
+
+    /// Bytes from the beginning of a page on, not verified. Errors: Io; Corrupt when the file is shorter.
+    pub(crate) fn read(&self, page: u64, len: usize) -> Result<Arc<[u8]>, StoreError> {
+        let end = page.saturating_add(len.div_ceil(PAGE) as u64);
+        if end > self.file_pages() {
+            return Err(self.corrupt(page, "place in the file", self.file_pages(), end));
+        }
         let mut bytes = vec![0; len];
-        self.file.read_exact_at(&mut bytes, page * PAGE as u64).map_err(self.io("read a page"))?;
+        self.file.read_exact_at(&mut bytes, page * PAGE as u64).map_err(self.io("read"))?;
         Ok(bytes.into())
     }
 

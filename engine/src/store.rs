@@ -1,14 +1,27 @@
 //! The single writer.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use crate::edit::{Edit, Garbage};
+use crate::check::{check_pages, walk};
+use crate::checkpoint::{CheckpointDone, CheckpointInfo, CheckpointJob, Durable};
+use crate::edit::{Edit, Garbage, own};
+use crate::node::Node;
 use crate::page::PAGE;
 use crate::root::{Generation, Reader, State, View};
-use crate::source::Source;
-use crate::{COUNTERS, KEY_MAX, Options, StoreError, TreeId, VALUE_MAX};
+use crate::search::TreeRoot;
+use crate::space::Space;
+use crate::{KEY_MAX, Options, StoreError, TreeId, VALUE_MAX};
+
+/// Pages that a checkpoint gave up.
+#[derive(Debug)]
+struct Held {
+    /// The checkpoint: the one before it is the last that uses them.
+    by: u64,
+    extents: Vec<(u64, u32)>,
+}
 
 /// The single writer. Everything it does becomes visible to readers with `publish`.
 #[derive(Debug)]
@@ -23,6 +36,16 @@ pub struct Store {
     garbage: Garbage,
     /// The running checkpoint froze the root of this batch.
     frozen: Option<u64>,
+    /// The map of the file; the running checkpoint has it.
+    space: Option<Space>,
+    durable: Durable,
+    next_checkpoint: u64,
+    /// What checkpoints gave up and nobody may use yet, oldest first.
+    held: VecDeque<Held>,
+    /// The generations that roots may hold, oldest first; the last is the newest checkpoint's.
+    generations: VecDeque<Arc<Generation>>,
+    high_water: u64,
+    used_pages: u64,
     dirty_bytes: usize,
     dirty_bytes_max: usize,
     /// What MVCC keeps between transactions.
@@ -31,22 +54,21 @@ pub struct Store {
 
 impl Store {
     /// Opens or makes the store; the newest whole checkpoint is its state.
+    /// Errors: Locked, Unsupported, Corrupt when no checkpoint of the file is whole, Io.
     pub fn open(options: Options) -> Result<Store, StoreError> {
-        let file = options
-            .disk
-            .open(&options.path, trilith_disk::Open::OpenOrCreate)
-            .map_err(|source| StoreError::Io { path: options.path.clone(), action: "open", source })?;
-        let source = Arc::new(Source::new(options.path.clone(), file));
+        let opened = crate::open::open(&options)?;
+        let generation = Arc::new(Generation(opened.durable.checkpoint));
         let mut state = State {
-            trees: Default::default(),
-            counters: [0; COUNTERS],
-            applied: (0, 0),
+            trees: opened.meta.trees(),
+            counters: opened.meta.counters,
+            applied: opened.meta.applied,
             batch: 0,
-            generation: Arc::new(Generation(0)),
-            source,
+            generation: generation.clone(),
+            source: opened.source,
         };
         let published = Arc::new(ArcSwap::from_pointee(state.clone()));
         state.batch = 1;
+        let (high_water, used_pages) = (opened.space.high_water(), opened.space.used_pages());
         Ok(Store {
             state,
             published,
@@ -54,6 +76,13 @@ impl Store {
             batch_garbage: Garbage::default(),
             garbage: Garbage::default(),
             frozen: None,
+            space: Some(opened.space),
+            next_checkpoint: opened.next_checkpoint,
+            held: VecDeque::from([Held { by: opened.durable.checkpoint, extents: opened.held }]),
+            durable: opened.durable,
+            generations: VecDeque::from([generation]),
+            high_water,
+            used_pages,
             dirty_bytes: 0,
             dirty_bytes_max: options.dirty_bytes_max,
             mvcc: Default::default(),
@@ -70,13 +99,12 @@ impl Store {
         View { state: &self.state }
     }
 
-    fn edit(&mut self, tree: TreeId) -> (Edit<'_>, &mut crate::search::TreeRoot) {
+    fn edit(&mut self, tree: TreeId) -> (Edit<'_>, &mut TreeRoot) {
         self.changed = true;
         let edit = Edit {
             source: &self.state.source,
             id: tree,
             batch: self.state.batch,
-            frozen: self.frozen,
             garbage: &mut self.batch_garbage,
             dirty_bytes: &mut self.dirty_bytes,
         };
@@ -129,7 +157,7 @@ impl Store {
             return;
         }
         self.published.store(Arc::new(self.state.clone()));
-        self.garbage.append(&mut self.batch_garbage);
+        self.garbage.publish(&mut self.batch_garbage, self.frozen);
         self.state.batch += 1;
         self.changed = false;
     }
@@ -144,58 +172,115 @@ impl Store {
         self.frozen.is_none() && self.dirty_bytes >= self.dirty_bytes_max
     }
 
-    /// Freezes the published root for writing out. None while one is running. The job may run on any thread;
-    /// the writer goes on meanwhile and hands the outcome to `finish_checkpoint`.
+    /// Freezes the published root for writing out. None while one is running, and after an error. The job may run
+    /// on any thread; the writer goes on meanwhile and hands the outcome to `finish_checkpoint`.
     pub fn begin_checkpoint(&mut self) -> Option<CheckpointJob> {
-        None
+        self.state.source.check_running().ok()?;
+        let mut space = self.space.take()?;
+        self.release_held(&mut space);
+        let state = self.published.load_full();
+        self.frozen = Some(state.batch);
+        assert!(
+            self.garbage.nodes.is_empty() && self.garbage.blobs.is_empty(),
+            "all was resolved when it finished"
+        );
+        let freed = std::mem::take(&mut self.garbage.extents);
+        let checkpoint = self.next_checkpoint;
+        self.next_checkpoint += 1;
+        Some(CheckpointJob { state, space, durable: self.durable.clone(), checkpoint, freed })
+    }
+
+    /// Lets go of what checkpoint T gave up, once T + 1 is durable and no root is left that may see it: such roots
+    /// were published before T was finished, so their generation is below T.
+    fn release_held(&mut self, space: &mut Space) {
+        while self.generations.len() > 1 && Arc::get_mut(&mut self.generations[0]).is_some() {
+            self.generations.pop_front();
+        }
+        let oldest = self.generations[0].0;
+        while self.held.front().is_some_and(|held| held.by < self.durable.checkpoint && held.by <= oldest) {
+            for (first, pages) in self.held.pop_front().map(|held| held.extents).unwrap_or_default() {
+                space.release(first, pages);
+            }
+        }
     }
 
     /// Takes note of a durable checkpoint: dirty nodes become clean, pages become free one checkpoint later.
-    pub fn finish_checkpoint(&mut self, _done: CheckpointDone) -> Result<CheckpointInfo, StoreError> {
-        Ok(CheckpointInfo::default())
+    pub fn finish_checkpoint(&mut self, done: CheckpointDone) -> Result<CheckpointInfo, StoreError> {
+        assert_eq!(self.frozen, Some(done.state.batch), "the outcome of the running checkpoint");
+        self.frozen = None;
+        self.durable = done.durable;
+        (self.high_water, self.used_pages) = (done.space.high_water(), done.space.used_pages());
+        self.space = Some(done.space);
+        self.held.push_back(Held { by: self.durable.checkpoint, extents: done.freed });
+        self.garbage.resolve();
+        self.batch_garbage.resolve();
+        self.dirty_bytes = 0;
+        for root in &mut self.state.trees {
+            self.dirty_bytes += relink_root(root, self.state.batch, &mut self.batch_garbage);
+        }
+        self.state.generation = Arc::new(Generation(self.durable.checkpoint));
+        self.generations.push_back(self.state.generation.clone());
+        // Between batches readers get the clean nodes at once, so that the written ones can go.
+        if !self.changed {
+            self.changed = true;
+            self.publish();
+        }
+        Ok(self.durable.info())
     }
 
-    /// Walks every tree and verifies every invariant. Reads the whole store: for tests and tools.
+    /// What the newest durable checkpoint and the one before it hold.
+    pub fn checkpoint_info(&self) -> CheckpointInfo {
+        self.durable.info()
+    }
+
+    /// Walks every tree and verifies every invariant; between checkpoints also that each page in use is reached
+    /// exactly once. Reads the whole store: for tests and tools.
     /// Errors: the first invariant that does not hold, as Corrupt; Io.
     pub fn check(&self) -> Result<(), StoreError> {
         let mut extents = Vec::new();
-        crate::check::walk(&self.state, &mut extents)?;
-        Ok(())
+        walk(&self.state.source, &self.state.trees, &mut extents)?;
+        let Some(space) = &self.space else { return Ok(()) };
+        for garbage in [&self.garbage, &self.batch_garbage] {
+            extents.extend_from_slice(&garbage.extents);
+        }
+        check_pages(&self.state.source, space, &extents)
     }
 
-    /// Page high-water mark times page size.
+    /// Page high-water mark of the newest checkpoint times page size.
     pub fn size_bytes(&self) -> u64 {
-        PAGE as u64
+        self.high_water * PAGE as u64
     }
 
     /// The same without free pages.
     pub fn size_in_use_bytes(&self) -> u64 {
-        PAGE as u64
+        self.used_pages * PAGE as u64
     }
 }
 
-/// A frozen root to be written out.
-#[derive(Debug)]
-pub struct CheckpointJob {}
-
-impl CheckpointJob {
-    /// Writes, syncs, writes the meta page, syncs. Blocks: not for the writer's thread.
-    pub fn run(self) -> Result<CheckpointDone, StoreError> {
-        Ok(CheckpointDone {})
+/// Puts links in place of the nodes that the checkpoint wrote; bytes of the nodes that are still dirty.
+fn relink_root(root: &mut TreeRoot, batch: u64, garbage: &mut Garbage) -> usize {
+    let TreeRoot::Memory(node) = root else { return 0 };
+    match node.written.get() {
+        None => relink(node, batch, garbage),
+        Some(link) => {
+            *root = TreeRoot::Disk(*link);
+            0
+        }
     }
 }
 
-/// A checkpoint that is durable.
-#[derive(Debug)]
-pub struct CheckpointDone {}
-
-/// What the newest durable checkpoint and the one before it hold.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct CheckpointInfo {
-    /// Raft index of the last entry that the newest checkpoint holds.
-    pub applied_index: u64,
-    /// Term of that entry.
-    pub applied_term: u64,
-    /// The index that the checkpoint before it holds: the log must be kept from there.
-    pub previous_applied_index: u64,
+fn relink(node: &mut Arc<Node>, batch: u64, garbage: &mut Garbage) -> usize {
+    let mut dirty_bytes = PAGE;
+    if !node.page().is_leaf() || node.blobs().any(|blob| blob.written.get().is_some()) {
+        let own = own(node, batch, garbage);
+        for i in 0..own.page().count() {
+            if let Some(place) = own.child_in_memory(i)
+                && own.child_at(place).written.get().is_none()
+            {
+                dirty_bytes += relink(own.child_at_mut(place), batch, garbage);
+            }
+        }
+        own.relink();
+    }
+    dirty_bytes + node.blobs().map(|blob| blob.bytes.len()).sum::<usize>()
 }

@@ -1,4 +1,7 @@
 //! Tests of the store as a whole.
 
+mod corruption;
+mod crash;
+mod durable;
 mod model;
 mod rng;

@@ -1,0 +1,242 @@
+//! Writing a frozen root to the file, beside the running writer.
+//!
+//! Two phases: everything new (nodes bottom up, extents, bitmaps) and a sync; then the meta page and a sync. Until
+//! the second sync the checkpoint before is the state of the file, and nothing that it refers to has been
+//! written over.
+//!
+//! Promises: it writes only to places that no checkpoint and no root refers to. The first error stops the store.
+
+use std::sync::Arc;
+
+use crate::meta::Meta;
+use crate::node::{Blob, Node};
+use crate::page::{CellValue, Link, Long, PAGE, PageMut, PageView, Place, Sums};
+use crate::root::State;
+use crate::search::TreeRoot;
+use crate::source::Source;
+use crate::space::{REGION_PAGES, REGIONS_MAX, Space};
+use crate::{StoreError, TREES};
+
+/// Writes are gathered up to this many bytes.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// A durable checkpoint, and where it stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Durable {
+    /// Which of the two meta pages.
+    pub(crate) slot: u64,
+    pub(crate) checkpoint: u64,
+    pub(crate) applied: (u64, u64),
+    pub(crate) previous_applied_index: u64,
+}
+
+impl Durable {
+    pub(crate) fn info(&self) -> CheckpointInfo {
+        CheckpointInfo {
+            applied_index: self.applied.0,
+            applied_term: self.applied.1,
+            previous_applied_index: self.previous_applied_index,
+        }
+    }
+}
+
+/// What the newest durable checkpoint and the one before it hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CheckpointInfo {
+    /// Raft index of the last entry that the newest checkpoint holds.
+    pub applied_index: u64,
+    /// Term of that entry.
+    pub applied_term: u64,
+    /// The index that the checkpoint before it holds: the log must be kept from there.
+    pub previous_applied_index: u64,
+}
+
+/// A frozen root to be written out.
+#[derive(Debug)]
+pub struct CheckpointJob {
+    pub(crate) state: Arc<State>,
+    pub(crate) space: Space,
+    pub(crate) durable: Durable,
+    /// The number that it gets.
+    pub(crate) checkpoint: u64,
+    /// What the checkpoint before uses and this one does not.
+    pub(crate) freed: Vec<(u64, u32)>,
+}
+
+/// A checkpoint that is durable.
+#[derive(Debug)]
+pub struct CheckpointDone {
+    /// Kept, so that the writer sees what was written.
+    pub(crate) state: Arc<State>,
+    pub(crate) space: Space,
+    pub(crate) durable: Durable,
+    pub(crate) freed: Vec<(u64, u32)>,
+}
+
+impl CheckpointJob {
+    /// Writes, syncs, writes the meta page, syncs. Blocks: not for the writer's thread.
+    /// Errors: Io, Full, Corrupt; after one the store takes no more changes.
+    pub fn run(self) -> Result<CheckpointDone, StoreError> {
+        let source = self.state.source.clone();
+        self.write().inspect_err(|error| source.stop(error))
+    }
+
+    fn write(mut self) -> Result<CheckpointDone, StoreError> {
+        let source = self.state.source.clone();
+        for (first, pages) in &self.freed {
+            self.space.hold(*first, *pages);
+        }
+        let mut out = Output {
+            source: &source,
+            space: &mut self.space,
+            checkpoint: self.checkpoint,
+            run: Vec::with_capacity(WRITE_BYTES + PAGE),
+            run_page: 0,
+        };
+        let mut roots = [None; TREES];
+        for (root, link) in self.state.trees.iter().zip(&mut roots) {
+            *link = match root {
+                TreeRoot::Empty => None,
+                TreeRoot::Disk(link) => Some(*link),
+                TreeRoot::Memory(node) => Some(out.node(node)?),
+            };
+        }
+        out.flush()?;
+        for (page, bytes) in self.space.touched_bitmaps(self.checkpoint) {
+            source.write(&bytes, page)?;
+        }
+        source.sync()?;
+        let meta = Meta {
+            checkpoint: self.checkpoint,
+            applied: self.state.applied,
+            counters: self.state.counters,
+            roots,
+            high_water: self.space.high_water(),
+            places: self.space.next_places().collect(),
+        };
+        let slot = 1 - self.durable.slot;
+        source.write(&meta.encode(), slot)?;
+        source.sync()?;
+        self.space.written();
+        let durable = Durable {
+            slot,
+            checkpoint: self.checkpoint,
+            applied: self.state.applied,
+            previous_applied_index: self.durable.applied.0,
+        };
+        Ok(CheckpointDone { state: self.state, space: self.space, durable, freed: self.freed })
+    }
+}
+
+/// Pages on their way to the file.
+struct Output<'o> {
+    source: &'o Source,
+    space: &'o mut Space,
+    checkpoint: u64,
+    /// Bytes not written yet, for the pages from `run_page` on.
+    run: Vec<u8>,
+    run_page: u64,
+}
+
+impl Output<'_> {
+    /// Writes a node after its children; the link for its parent.
+    fn node(&mut self, node: &Node) -> Result<Link, StoreError> {
+        if let Some(link) = node.written.get() {
+            // By the checkpoint before, when no root has been published since.
+            return Ok(*link);
+        }
+        let mut bytes = *node.bytes();
+        let mut page = PageMut(&mut bytes);
+        let mut sums = Sums::default();
+        for i in 0..node.page().count() {
+            if node.page().key(i).1
+                && let (Place::Memory(place), _) = node.page().long_key(i)
+            {
+                page.set_long_key(i, Place::Disk(self.blob(node.blob(place))?));
+            }
+            if node.page().is_leaf() {
+                if let CellValue::Long(Place::Memory(place), _) = node.page().value(i) {
+                    page.set_long_value(i, Place::Disk(self.blob(node.blob(place))?));
+                }
+                sums = entry_sums(sums, page.view(), i);
+                continue;
+            }
+            let link = match node.child(i) {
+                Place::Disk(link) => link,
+                Place::Memory(place) => self.node(node.child_at(place))?,
+            };
+            page.set_child(i, Place::Disk(link));
+            sums = sums.then(link.sums);
+        }
+        let id = self.allocate(1)?;
+        page.stamp(id, self.checkpoint);
+        let link = Link { page: id, check: crc32c::crc32c(&bytes), sums };
+        self.append(id, &bytes)?;
+        assert!(node.written.set(link).is_ok(), "a node is written once");
+        Ok(link)
+    }
+
+    fn blob(&mut self, blob: &Blob) -> Result<Long, StoreError> {
+        if let Some(long) = blob.written.get() {
+            return Ok(*long);
+        }
+        let len = u32::try_from(blob.bytes.len()).expect("the store bounds the length of keys and values");
+        let mut long = Long { page: 0, len, check: crc32c::crc32c(&blob.bytes) };
+        long.page = self.allocate(u64::from(long.pages()))?;
+        self.append(long.page, &blob.bytes)?;
+        assert!(blob.written.set(long).is_ok(), "a long key or value is written once");
+        Ok(long)
+    }
+
+    fn allocate(&mut self, pages: u64) -> Result<u64, StoreError> {
+        let max = REGIONS_MAX as u64 * REGION_PAGES * PAGE as u64;
+        let full = || StoreError::Full { path: self.source.path().to_owned(), max };
+        let first = self.space.allocate(pages).ok_or_else(full)?;
+        self.source.prepare(first, pages)?;
+        Ok(first)
+    }
+
+    /// Appends whole pages, the last filled with zeros.
+    fn append(&mut self, page: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let follows = page == self.run_page + (self.run.len() / PAGE) as u64;
+        if !follows || self.run.len() + bytes.len() > WRITE_BYTES {
+            self.flush()?;
+            self.run_page = page;
+        }
+        self.run.extend_from_slice(bytes);
+        self.run.resize(self.run.len().next_multiple_of(PAGE), 0);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), StoreError> {
+        if !self.run.is_empty() {
+            self.source.write(&self.run, self.run_page)?;
+            self.run.clear();
+        }
+        Ok(())
+    }
+}
+
+/// Adds an entry of a leaf whose references are all on disk.
+fn entry_sums(before: Sums, page: PageView<'_>, i: usize) -> Sums {
+    let (key, long_key) = page.key(i);
+    let value = page.value(i);
+    if let (false, CellValue::Inline(range)) = (long_key, &value) {
+        let value = &page.0[range.clone()];
+        let crc = crc32c::crc32c_append(crc32c::crc32c_append(before.crc, key), value);
+        return Sums { count: before.count + 1, bytes: before.bytes + (key.len() + value.len()) as u64, crc };
+    }
+    let short = |bytes: &[u8]| Sums { count: 0, bytes: bytes.len() as u64, crc: crc32c::crc32c(bytes) };
+    let long = |place| match place {
+        Place::Disk(Long { len, check, .. }) => Sums { count: 0, bytes: u64::from(len), crc: check },
+        Place::Memory(_) => unreachable!("long keys and values are written before their leaf"),
+    };
+    let key = if long_key { long(page.long_key(i).0) } else { short(key) };
+    let value = match value {
+        CellValue::Inline(range) => short(&page.0[range]),
+        CellValue::Long(place, _) => long(place),
+    };
+    let mut sums = before.then(key).then(value);
+    sums.count += 1;
+    sums
+}

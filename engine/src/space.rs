@@ -1,0 +1,331 @@
+//! Which pages of the file are in use.
+//!
+//! The file is divided into regions of [`REGION_PAGES`] pages. The first [`RESERVED_PAGES`] of each are set aside:
+//! two for the meta pages (used in the first region only), and two places of two pages for the region's bitmap.
+//! A checkpoint writes the bitmaps of the regions it touched to the place that the durable meta page does not name,
+//! so saving the allocator allocates nothing, and the checkpoint before stays whole.
+//!
+//! Promises: allocation takes the lowest free place. A page that was given up is held back until its owner
+//! releases it. It does no I/O and knows no trees.
+
+use crate::page::{PAGE, get_u32, get_u64, put_u32, put_u64};
+
+/// Pages of a region: 128 MiB.
+pub(crate) const REGION_PAGES: u64 = 32_768;
+/// Pages at the head of each region that hold no data.
+pub(crate) const RESERVED_PAGES: u64 = 6;
+/// Where a region's bitmap places are, from its first page.
+const BITMAP_AT: [u64; 2] = [2, 4];
+/// How many regions a meta page can name: 2 TiB less a little.
+pub(crate) const REGIONS_MAX: usize = 16_352;
+/// Longest extent, in pages.
+pub(crate) const EXTENT_PAGES_MAX: u64 = REGION_PAGES - RESERVED_PAGES;
+
+const WORDS: usize = REGION_PAGES as usize / 64;
+type Bits = Box<[u64; WORDS]>;
+
+/// Bytes of a bitmap on disk.
+pub(crate) const BITMAP_BYTES: usize = 2 * PAGE;
+const BITMAP_MAGIC: u64 = u64::from_le_bytes(*b"TRILBITS");
+const MAGIC: usize = 0;
+const CHECKPOINT: usize = 8;
+const REGION: usize = 16;
+const CHECK: usize = 20;
+const BITS: usize = 32;
+
+#[derive(Debug)]
+struct Region {
+    /// Pages of the newest checkpoint, or of the one being written.
+    used: Bits,
+    /// Pages given up that the checkpoint before, or a root, may still need.
+    held: Bits,
+    /// Pages neither used nor held.
+    free: u32,
+    /// No run of free pages is longer than this.
+    run_max: u32,
+    /// All words before this one are full.
+    low_word: usize,
+    /// Whether the bitmap differs from the one on disk.
+    touched: bool,
+    /// The place of the bitmap that the durable meta page names.
+    place: usize,
+}
+
+/// The map of the whole file.
+#[derive(Debug, Default)]
+pub(crate) struct Space {
+    regions: Vec<Region>,
+    /// All regions before this one are full.
+    low_region: usize,
+}
+
+fn bit(page: u64) -> (usize, u64) {
+    let page = page % REGION_PAGES;
+    (page as usize / 64, 1 << (page % 64))
+}
+
+impl Region {
+    fn new() -> Region {
+        let mut used = Box::new([0; WORDS]);
+        used[0] = (1 << RESERVED_PAGES) - 1;
+        Region::from_bits(used, 0, true)
+    }
+
+    fn from_bits(used: Bits, place: usize, touched: bool) -> Region {
+        let free = used.iter().map(|word| word.count_zeros()).sum();
+        let run_max = EXTENT_PAGES_MAX as u32;
+        Region { used, held: Box::new([0; WORDS]), free, run_max, low_word: 0, touched, place }
+    }
+
+    fn taken(&self, word: usize) -> u64 {
+        self.used[word] | self.held[word]
+    }
+
+    fn is_free(&self, page: u64) -> bool {
+        let (word, mask) = bit(page);
+        self.taken(word) & mask == 0
+    }
+
+    /// The lowest free page, from the region's first.
+    fn first_free(&mut self) -> Option<u64> {
+        while self.low_word < WORDS {
+            let taken = self.taken(self.low_word);
+            if taken != u64::MAX {
+                return Some(self.low_word as u64 * 64 + u64::from(taken.trailing_ones()));
+            }
+            self.low_word += 1;
+        }
+        None
+    }
+
+    /// The lowest run of `pages` free pages, from the region's first; notes the longest run if there is none.
+    fn first_run(&mut self, pages: u64) -> Option<u64> {
+        let (mut start, mut longest) = (self.low_word as u64 * 64, 0);
+        while start < REGION_PAGES {
+            start = self.next(start, true);
+            let end = self.next(start, false).min(start + pages);
+            if end - start == pages {
+                return Some(start);
+            }
+            longest = longest.max(end - start);
+            start = end;
+        }
+        self.run_max = longest as u32;
+        None
+    }
+
+    /// The next page from `page` on that is free, or that is taken; the region's end if there is none.
+    fn next(&self, page: u64, free: bool) -> u64 {
+        let mut word = page as usize / 64;
+        let mut skip = page % 64;
+        while word < WORDS {
+            let wanted = if free { !self.taken(word) } else { self.taken(word) };
+            let found = wanted >> skip << skip;
+            if found != 0 {
+                return word as u64 * 64 + u64::from(found.trailing_zeros());
+            }
+            (word, skip) = (word + 1, 0);
+        }
+        REGION_PAGES
+    }
+}
+
+impl Space {
+    /// An empty file: one region with nothing in it.
+    pub(crate) fn empty() -> Space {
+        Space { regions: vec![Region::new()], low_region: 0 }
+    }
+
+    pub(crate) fn region_count(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// Takes `pages` contiguous pages within a region; the first. None when the file has its greatest size.
+    pub(crate) fn allocate(&mut self, pages: u64) -> Option<u64> {
+        assert!((1..=EXTENT_PAGES_MAX).contains(&pages), "the store bounds the length of keys and values");
+        while self.regions.get(self.low_region).is_some_and(|r| r.free == 0) {
+            self.low_region += 1;
+        }
+        for i in self.low_region.. {
+            if i == self.regions.len() {
+                if i == REGIONS_MAX {
+                    return None;
+                }
+                self.regions.push(Region::new());
+            }
+            let region = &mut self.regions[i];
+            if u64::from(region.free) < pages || u64::from(region.run_max) < pages {
+                continue;
+            }
+            let found = if pages == 1 { region.first_free() } else { region.first_run(pages) };
+            if let Some(page) = found {
+                let first = i as u64 * REGION_PAGES + page;
+                self.take(first, pages);
+                return Some(first);
+            }
+        }
+        unreachable!("the loop ends at the greatest size")
+    }
+
+    fn take(&mut self, first: u64, pages: u64) {
+        let region = &mut self.regions[(first / REGION_PAGES) as usize];
+        for page in first..first + pages {
+            assert!(region.is_free(page), "page {page} is taken already");
+            let (word, mask) = bit(page);
+            region.used[word] |= mask;
+        }
+        region.free -= pages as u32;
+        region.touched = true;
+    }
+
+    /// The checkpoint being written does not use these pages any more; they stay held until `release`.
+    pub(crate) fn hold(&mut self, first: u64, pages: u32) {
+        let region = &mut self.regions[(first / REGION_PAGES) as usize];
+        for page in first..first + u64::from(pages) {
+            let (word, mask) = bit(page);
+            assert!(region.used[word] & mask != 0, "page {page} is given up but was not in use");
+            assert!(page % REGION_PAGES >= RESERVED_PAGES, "page {page} is set aside");
+            region.used[word] &= !mask;
+            region.held[word] |= mask;
+        }
+        region.touched = true;
+    }
+
+    /// Nobody needs these pages any more.
+    pub(crate) fn release(&mut self, first: u64, pages: u32) {
+        let at = (first / REGION_PAGES) as usize;
+        let region = &mut self.regions[at];
+        for page in first..first + u64::from(pages) {
+            let (word, mask) = bit(page);
+            assert!(region.held[word] & mask != 0, "page {page} is released but was not held");
+            region.held[word] &= !mask;
+        }
+        region.free += pages;
+        region.run_max = EXTENT_PAGES_MAX as u32;
+        region.low_word = region.low_word.min(bit(first).0);
+        self.low_region = self.low_region.min(at);
+    }
+
+    /// Whether a page is used by the newest checkpoint.
+    pub(crate) fn is_used(&self, page: u64) -> bool {
+        let (word, mask) = bit(page);
+        self.regions.get((page / REGION_PAGES) as usize).is_some_and(|r| r.used[word] & mask != 0)
+    }
+
+    /// Pages of the newest checkpoint, those set aside counted.
+    pub(crate) fn used_pages(&self) -> u64 {
+        self.regions.iter().flat_map(|r| r.used.iter()).map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    /// One more than the highest page that is used or held.
+    pub(crate) fn high_water(&self) -> u64 {
+        let last = self.regions.len() - 1;
+        let region = &self.regions[last];
+        let word = (0..WORDS).rev().find(|w| region.taken(*w) != 0).unwrap_or(0);
+        last as u64 * REGION_PAGES + word as u64 * 64 + 64 - u64::from(region.taken(word).leading_zeros())
+    }
+
+    /// The place of each region's bitmap after the checkpoint being written: the other one where it was touched.
+    pub(crate) fn next_places(&self) -> impl Iterator<Item = usize> {
+        self.regions.iter().map(|r| if r.touched { 1 - r.place } else { r.place })
+    }
+
+    /// The bitmaps to write: first page of the place, and the bytes.
+    pub(crate) fn touched_bitmaps(&self, checkpoint: u64) -> impl Iterator<Item = (u64, Vec<u8>)> {
+        let touched = self.regions.iter().enumerate().filter(|(_, r)| r.touched);
+        touched.map(move |(i, r)| (bitmap_page(i, 1 - r.place), encode_bitmap(checkpoint, i, &r.used)))
+    }
+
+    /// The checkpoint is durable: its bitmaps are the ones that count.
+    pub(crate) fn written(&mut self) {
+        for region in self.regions.iter_mut().filter(|r| r.touched) {
+            region.place = 1 - region.place;
+            region.touched = false;
+        }
+    }
+
+    /// Adds the next region from its bitmap; its bitmap is at `place`.
+    pub(crate) fn push(&mut self, bitmap: &Bitmap, place: usize) {
+        self.regions.push(Region::from_bits(bitmap.0.clone(), place, false));
+    }
+
+    /// Adds a region of which the bitmap is lost: nothing in use until `mark` says so, to be written anew.
+    pub(crate) fn push_lost(&mut self, place: usize) {
+        let mut region = Region::new();
+        region.place = place;
+        self.regions.push(region);
+    }
+
+    /// Marks pages as used, where a walk over the trees found them.
+    pub(crate) fn mark(&mut self, first: u64, pages: u32) -> Result<(), u64> {
+        for page in first..first + u64::from(pages) {
+            let Some(region) = self.regions.get_mut((page / REGION_PAGES) as usize) else { return Err(page) };
+            let (word, mask) = bit(page);
+            region.free -= u32::from(region.taken(word) & mask == 0);
+            region.used[word] |= mask;
+        }
+        Ok(())
+    }
+
+    /// Holds back the pages that an older checkpoint uses and this one does not; which.
+    pub(crate) fn hold_older(&mut self, region: usize, older: &Bitmap) -> Vec<(u64, u32)> {
+        let Some(r) = self.regions.get_mut(region) else { return Vec::new() };
+        let mut held = Vec::new();
+        for (w, bits) in older.0.iter().enumerate() {
+            let mut only = bits & !r.taken(w);
+            r.held[w] |= only;
+            r.free -= only.count_ones();
+            while only != 0 {
+                held.push((
+                    region as u64 * REGION_PAGES + w as u64 * 64 + u64::from(only.trailing_zeros()),
+                    1,
+                ));
+                only &= only - 1;
+            }
+        }
+        held
+    }
+}
+
+/// First page of a place of a region's bitmap.
+pub(crate) fn bitmap_page(region: usize, place: usize) -> u64 {
+    region as u64 * REGION_PAGES + BITMAP_AT[place]
+}
+
+/// A region's bitmap, as read from disk.
+#[derive(Debug)]
+pub(crate) struct Bitmap(Bits);
+
+fn bitmap_check(bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&bytes[..CHECK]), &bytes[CHECK + 4..])
+}
+
+fn encode_bitmap(checkpoint: u64, region: usize, used: &[u64; WORDS]) -> Vec<u8> {
+    let mut bytes = vec![0; BITMAP_BYTES];
+    put_u64(&mut bytes, MAGIC, BITMAP_MAGIC);
+    put_u64(&mut bytes, CHECKPOINT, checkpoint);
+    put_u32(&mut bytes, REGION, region as u32);
+    for (i, word) in used.iter().enumerate() {
+        put_u64(&mut bytes, BITS + 8 * i, *word);
+    }
+    let check = bitmap_check(&bytes);
+    put_u32(&mut bytes, CHECK, check);
+    bytes
+}
+
+/// Reads a bitmap that was written by the checkpoint `newest` or an earlier one. None: it was not, or is damaged.
+pub(crate) fn decode_bitmap(bytes: &[u8], region: usize, newest: u64) -> Option<Bitmap> {
+    let good = bytes.len() == BITMAP_BYTES
+        && get_u64(bytes, MAGIC) == BITMAP_MAGIC
+        && get_u32(bytes, REGION) as usize == region
+        && get_u64(bytes, CHECKPOINT) <= newest
+        && get_u32(bytes, CHECK) == bitmap_check(bytes);
+    if !good {
+        return None;
+    }
+    let mut used = Box::new([0; WORDS]);
+    for (i, word) in used.iter_mut().enumerate() {
+        *word = get_u64(bytes, BITS + 8 * i);
+    }
+    Some(Bitmap(used))
+}

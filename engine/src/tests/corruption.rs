@@ -1,0 +1,1 @@
+//! Flipped bytes: right data or an error that names the place.

@@ -1,0 +1,1 @@
+//! A recorded run with several checkpoints, cut at every operation of the disk.

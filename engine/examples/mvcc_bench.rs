@@ -1,9 +1,10 @@
-//! Times the store alone: no log, no raft, no network. One line per kind of work.
+//! Times the store alone: no log, no raft, no network. One line per kind of work, in processor time of the writer's
+//! thread (Linux), so that a busy machine does not blur it.
 //!
 //! `cargo run --release -p trilith-engine --example mvcc_bench -- [KEYS] [VALUE_BYTES]`
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use trilith_disk::RealDisk;
 use trilith_engine::{KeyRange, Options, Store, StoreError};
@@ -47,7 +48,7 @@ impl Bench {
         self.reads("get, random keys")?;
         self.lists(100)?;
         self.compact()?;
-        let start = Instant::now();
+        let start = used();
         let (hash, ..) = self.store.view().hash_kv(0)?;
         report(&format!("hash_kv {hash:08x}, per key"), keys, start);
         Ok(())
@@ -59,7 +60,7 @@ impl Bench {
     }
 
     fn puts(&mut self, name: &str, choose: impl Fn(usize, usize) -> usize) -> Result<(), StoreError> {
-        let start = Instant::now();
+        let start = used();
         for batch in 0..self.keys / BATCH {
             for i in 0..BATCH {
                 let random = self.random();
@@ -75,7 +76,7 @@ impl Bench {
 
     fn reads(&mut self, name: &str) -> Result<(), StoreError> {
         let root = self.store.reader().root();
-        let start = Instant::now();
+        let start = used();
         let mut bytes = 0;
         for _ in 0..self.keys {
             let key = key(self.random() % self.keys);
@@ -91,7 +92,7 @@ impl Bench {
 
     fn lists(&mut self, limit: usize) -> Result<(), StoreError> {
         let root = self.store.reader().root();
-        let start = Instant::now();
+        let start = used();
         let mut count = 0;
         for _ in 0..1000 {
             let start = key(self.random() % self.keys);
@@ -101,14 +102,14 @@ impl Bench {
             }
         }
         report("list, per key", count, start);
-        let start = Instant::now();
+        let start = used();
         let all = root.view().keys(KeyRange { start: b"", end: Some(b"") }, 0)?.remaining()?;
         report("count all, per key", all as usize, start);
         Ok(())
     }
 
     fn checkpoint(&mut self) -> Result<(), StoreError> {
-        let start = Instant::now();
+        let start = used();
         if let Some(job) = self.store.begin_checkpoint() {
             self.store.finish_checkpoint(job.run()?)?;
         }
@@ -117,7 +118,7 @@ impl Bench {
     }
 
     fn compact(&mut self) -> Result<(), StoreError> {
-        let start = Instant::now();
+        let start = used();
         let revision = self.store.view().revision();
         self.store.compact(revision)?;
         while !self.store.compact_step(1000)? {
@@ -128,7 +129,13 @@ impl Bench {
     }
 }
 
-fn report(name: &str, count: usize, start: Instant) {
-    let each = start.elapsed().as_nanos() as f64 / count.max(1) as f64;
+/// Processor time of this thread so far.
+fn used() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    Duration::from_nanos(text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or_default())
+}
+
+fn report(name: &str, count: usize, start: Duration) {
+    let each = (used() - start).as_nanos() as f64 / count.max(1) as f64;
     println!("{name:<40} {each:>8.0} ns each ({count})");
 }

@@ -68,7 +68,6 @@ fn hash_kv_is_etcds() {
 }
 
 #[test]
-#[ignore = "the store cannot write itself out yet"]
 fn hash_kv_is_etcds_across_restarts() {
     let folder = Folder::new();
     replay(folder.open(true), |mut store, number| {

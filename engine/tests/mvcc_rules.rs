@@ -306,7 +306,6 @@ fn c4_a_compaction_taken_over_drops_the_tombstones_of_the_first() {
 }
 
 #[test]
-#[ignore = "the store cannot write itself out yet"]
 fn k8_a_compaction_goes_on_after_a_restart() {
     let (folder, mut store) = store();
     for i in 0..100 {

@@ -17,9 +17,6 @@ use trilith_engine::{Change, KeyMeta, KeyRange, Revision, Root, Store, StoreErro
 
 use model::Model;
 
-/// False while the store cannot write itself out yet.
-const CHECKPOINTS: bool = false;
-
 const LEASES: [i64; 5] = [0, 0, 7, -1, i64::MAX];
 
 /// The store, and the model of each state of it that can come up again.
@@ -70,7 +67,7 @@ impl Run {
             904..980 => self.publish(),
             980..995 => self.hold(),
             995 => self.checkpoint(),
-            996 if CHECKPOINTS && self.random.one_in(2) => self.restart(),
+            996 if self.random.one_in(2) => self.restart(),
             _ => self.check_everything(),
         }
         if op.is_multiple_of(100_000) {
@@ -224,7 +221,7 @@ impl Run {
     }
 
     fn checkpoint(&mut self) {
-        let Some(job) = self.store().begin_checkpoint() else { return };
+        let job = self.store().begin_checkpoint().expect("no other checkpoint is running");
         let frozen = self.published.clone();
         let done = job.run().unwrap();
         for _ in 0..self.random.below(3) {

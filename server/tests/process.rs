@@ -1,5 +1,7 @@
 //! The process seen from outside: exit codes, texts, log lines.
 
+#![allow(clippy::unwrap_used)]
+
 use std::process::{Command, Output};
 
 fn etcd(args: &[&str]) -> Command {

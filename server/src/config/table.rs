@@ -6,7 +6,7 @@ const TABLE: &str = include_str!("../../../reference/flags.tsv");
 
 /// What a row of the table is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     /// A command line flag with its variable.
     Flag,
     /// A name inside `--feature-gates`.
@@ -19,7 +19,7 @@ pub enum Kind {
 
 /// What becomes of a flag here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Support {
+pub(super) enum Support {
     /// It does what it says.
     Works,
     /// Any valid value is taken: what it tunes in etcd has no counterpart here.
@@ -34,7 +34,7 @@ pub enum Support {
 
 /// A row of the table.
 #[derive(Debug, Clone, Copy)]
-pub struct Row {
+pub(super) struct Row {
     /// Name without dashes.
     pub name: &'static str,
     /// What it is.
@@ -126,14 +126,14 @@ const OWN: [Row; 2] = [
 ];
 
 /// All rows, etcd's first.
-pub static ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| {
+pub(super) static ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| {
     let mut rows: Vec<Row> = TABLE.lines().skip(1).map(row).collect();
     rows.extend(OWN);
     rows
 });
 
 /// The flag of that name, whatever becomes of it here.
-pub fn flag(name: &str) -> Option<&'static Row> {
+pub(super) fn flag(name: &str) -> Option<&'static Row> {
     ROWS.iter().find(|row| row.kind == Kind::Flag && row.name == name)
 }
 
@@ -164,7 +164,7 @@ fn row(line: &'static str) -> Row {
 }
 
 /// The text of `--help`.
-pub fn help() -> String {
+pub(super) fn help() -> String {
     const GROUPS: [&str; 11] = [
         "Member",
         "Clustering",

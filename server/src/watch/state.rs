@@ -422,3 +422,156 @@ fn interval_of(request: &WatchCreateRequest) -> Interval {
     };
     Interval { start, end }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trilith_engine::Revision;
+
+    fn request(key: &'static str, end: &'static [u8]) -> WatchCreateRequest {
+        WatchCreateRequest {
+            key: Bytes::from_static(key.as_bytes()),
+            range_end: Bytes::from_static(end),
+            ..WatchCreateRequest::default()
+        }
+    }
+
+    fn change(main: i64, sub: i64, key: &'static str, bytes: usize) -> Change {
+        let kv = Bytes::from(vec![0; bytes]);
+        Change {
+            revision: Revision { main, sub },
+            deleted: false,
+            key: Bytes::from_static(key.as_bytes()),
+            kv,
+        }
+    }
+
+    fn deliveries(state: &mut State, stream: u64) -> Vec<(i64, String)> {
+        let Work::Deliveries(deliveries) = state.take_work(stream, Waker::noop()) else { return vec![] };
+        let text = |delivery: Delivery| match delivery.what {
+            What::Changes { revision, changes } => {
+                let subs: Vec<_> = changes.iter().map(|c| c.revision.sub.to_string()).collect();
+                (delivery.watch_id, format!("{revision}:{}", subs.join(",")))
+            }
+            What::Progress { revision } => (delivery.watch_id, format!("progress {revision}")),
+            What::Compacted { compact_revision } => {
+                (delivery.watch_id, format!("compacted {compact_revision}"))
+            }
+        };
+        deliveries.into_iter().map(text).collect()
+    }
+
+    #[test]
+    fn w1_ids_count_from_zero_and_skip_what_is_taken() {
+        let mut state = State::new(1);
+        let stream = state.open();
+        let mut id = |wanted: i64| {
+            let request = WatchCreateRequest { watch_id: wanted, ..request("k", b"") };
+            state
+                .create(stream, &request, 1)
+                .map(|created| created.watch_id)
+                .map_err(|refused| refused.reason)
+        };
+        assert_eq!([id(0), id(1), id(2), id(0), id(7), id(0)], [0, 1, 2, 3, 7, 4].map(Ok));
+        assert_eq!(id(7), Err("mvcc: duplicate watch ID provided on the WatchStream"));
+        // Ids are per stream.
+        let other = state.open();
+        assert_eq!(state.create(other, &request("k", b""), 1).unwrap().watch_id, 0);
+    }
+
+    #[test]
+    fn w2_w3_ranges_and_starts_that_are_refused() {
+        let mut state = State::new(5);
+        let stream = state.open();
+        for (key, end, start, reason) in [
+            ("b", &b"a"[..], 0, "mvcc: watcher range is empty"),
+            ("b", b"b", 0, "mvcc: watcher range is empty"),
+            ("b", b"", -1, "etcdserver: mvcc: required revision has been compacted"),
+        ] {
+            let request = WatchCreateRequest { start_revision: start, ..request(key, end) };
+            assert_eq!(state.create(stream, &request, 5), Err(Refused { reason, revision: 5 }));
+        }
+        // An empty key is the smallest one, a zero byte as the end is no end.
+        state.create(stream, &request("", b"\0"), 5).unwrap();
+        state.create(stream, &request("", b""), 5).unwrap();
+        state.publish(&[change(6, 0, "x", 0), change(6, 1, "\0", 0)]);
+        assert_eq!(deliveries(&mut state, stream), [(0, "6:0,1".to_owned()), (1, "6:1".to_owned())]);
+    }
+
+    #[test]
+    fn w4_a_start_in_the_future_waits_for_its_revision() {
+        let mut state = State::new(5);
+        let stream = state.open();
+        let request = WatchCreateRequest { start_revision: 8, ..request("k", b"") };
+        state.create(stream, &request, 5).unwrap();
+        state.request_progress(stream);
+        for revision in 6..10 {
+            state.publish(&[change(revision, 0, "k", 0)]);
+        }
+        // W18: no progress for a watcher that has not begun.
+        assert_eq!(deliveries(&mut state, stream), [(0, "8:0".to_owned()), (0, "9:0".to_owned())]);
+        state.request_progress(stream);
+        assert_eq!(deliveries(&mut state, stream), [(-1, "progress 9".to_owned())]);
+    }
+
+    #[test]
+    fn w17_w18_progress() {
+        let mut state = State::new(5);
+        let stream = state.open();
+        state.request_progress(stream);
+        assert_eq!(deliveries(&mut state, stream), [], "no watchers, no answer");
+        let notify = WatchCreateRequest { progress_notify: true, ..request("k", b"") };
+        state.create(stream, &notify, 5).unwrap();
+        state.create(stream, &request("k", b""), 5).unwrap();
+        state.tick_progress(stream);
+        assert_eq!(deliveries(&mut state, stream), [(0, "progress 5".to_owned())]);
+        state.publish(&[change(6, 0, "k", 0)]);
+        state.tick_progress(stream);
+        let got = deliveries(&mut state, stream);
+        assert_eq!(
+            got,
+            [(0, "6:0".to_owned()), (1, "6:0".to_owned())],
+            "an event stands for a progress answer"
+        );
+        state.publish(&[change(7, 0, "other", 0)]);
+        state.tick_progress(stream);
+        assert_eq!(deliveries(&mut state, stream), [(0, "progress 7".to_owned())]);
+        // One watcher that lags keeps the whole stream quiet.
+        let past = WatchCreateRequest { start_revision: 2, ..request("z", b"") };
+        state.create(stream, &past, 7).unwrap();
+        state.request_progress(stream);
+        assert_eq!(deliveries(&mut state, stream), []);
+    }
+
+    #[test]
+    fn a_full_queue_makes_watchers_lag_at_a_whole_revision() {
+        let mut state = State::new(1);
+        let stream = state.open();
+        state.create(stream, &request("a", b"z"), 1).unwrap();
+        let half = QUEUE_BYTES_MAX / 2;
+        state.publish(&[change(2, 0, "k", half)]);
+        state.publish(&[change(3, 0, "k", half / 2), change(3, 1, "l", half / 2)]);
+        state.publish(&[change(4, 0, "k", 1)]);
+        assert_eq!(deliveries(&mut state, stream), [(0, "2:0".to_owned())]);
+        let Work::Round(round) = state.take_work(stream, Waker::noop()) else { panic!("not lagging") };
+        assert!(format!("{round:?}").contains("next: 3"), "{round:?}");
+        // A single delivery of any size is let through an empty queue.
+        let other = state.open();
+        state.create(other, &request("k", b""), 4).unwrap();
+        state.publish(&[change(5, 0, "k", 2 * QUEUE_BYTES_MAX)]);
+        assert_eq!(deliveries(&mut state, other), [(0, "5:0".to_owned())]);
+    }
+
+    #[test]
+    fn w8_a_canceled_watcher_gets_nothing_more() {
+        let mut state = State::new(1);
+        let stream = state.open();
+        state.create(stream, &request("k", b""), 1).unwrap();
+        state.publish(&[change(2, 0, "k", 0)]);
+        assert_eq!(state.cancel(stream, 0), Some(2));
+        assert_eq!(state.cancel(stream, 0), None);
+        state.publish(&[change(3, 0, "k", 0)]);
+        assert_eq!(deliveries(&mut state, stream), []);
+        assert!(state.synced.is_empty());
+    }
+}

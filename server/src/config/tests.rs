@@ -20,7 +20,7 @@ fn config_error(args: &[&str]) -> String {
 /// A valid value that is not the default.
 fn other_value(row: &Row) -> String {
     match row.type_name {
-        "bool" => if row.default == "true" { "false" } else { "true" }.to_owned(),
+        "bool" => (row.default != "true").to_string(),
         "uint" | "uint32" | "uint64" | "int" | "int64" => "7".to_owned(),
         "duration" => "7m".to_owned(),
         "url-list" => "http://127.0.0.1:7777".to_owned(),

@@ -22,7 +22,7 @@ use super::frame::Frames;
 use super::server::Stop;
 use super::wire;
 use crate::reply::Reply;
-use crate::status::{Code, Status};
+use crate::status::{self, Code, Status};
 
 /// The client is gone: nobody reads further replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,12 +160,13 @@ impl Replies {
 }
 
 /// Drives `answer` until it is done (`Some`), the deadline passes (`Some` error) or the client is gone (`None`).
+///
+/// The answer comes pinned, since a future that is moved into another is stored twice.
 async fn guard<T>(
-    answer: impl Future<Output = Result<T, Status>>,
+    mut answer: Pin<&mut impl Future<Output = Result<T, Status>>>,
     timeout: Option<Duration>,
     mut poll_gone: impl FnMut(&mut Context<'_>) -> Poll<()>,
 ) -> Option<Result<T, Status>> {
-    let mut answer = pin!(answer);
     let mut deadline: Option<Pin<Box<Sleep>>> = timeout.map(|timeout| Box::pin(tokio::time::sleep(timeout)));
     poll_fn(|cx| {
         if let Poll::Ready(outcome) = answer.as_mut().poll(cx) {
@@ -216,66 +217,68 @@ impl Call {
         let _ = self.respond.send_response(wire::trailers_only(StatusCode::OK, &status), true);
     }
 
-    /// One request, one reply.
-    pub async fn unary<M, F>(self, handler: impl FnOnce(M) -> F)
+    /// Starts a task for a call with one request and one reply.
+    pub fn unary<M, F>(self, handler: impl FnOnce(M) -> F + 'static)
     where
         M: Message + Default,
         F: Future<Output = Result<Reply, Status>>,
     {
         let Call { mut requests, mut respond, timeout, .. } = self;
-        let answer = async {
-            let request = requests.only().await?;
-            handler(request).await
-        };
-        let Some(outcome) = guard(answer, timeout, |cx| respond.poll_reset(cx).map(|_| ())).await else {
-            return;
-        };
-        // Errors mean that the client is gone, and then nobody is left to be told.
-        let _ = match outcome {
-            Ok(reply) => respond.send_response(wire::head(), false).and_then(|mut stream| {
-                stream.send_data(reply.0, false)?;
-                stream.send_trailers(wire::ok_trailers())
-            }),
-            Err(status) => {
-                respond.send_response(wire::trailers_only(StatusCode::OK, &status), true).map(|_| ())
-            }
-        };
+        tokio::task::spawn_local(async move {
+            let answer = pin!(async {
+                let request = requests.only().await?;
+                handler(request).await
+            });
+            let Some(outcome) = guard(answer, timeout, |cx| respond.poll_reset(cx).map(|_| ())).await else {
+                return;
+            };
+            // Errors mean that the client is gone, and then nobody is left to be told.
+            let _ = match outcome {
+                Ok(reply) => respond.send_response(wire::head(), false).and_then(|mut stream| {
+                    stream.send_data(reply.0, false)?;
+                    stream.send_trailers(wire::ok_trailers())
+                }),
+                Err(status) => {
+                    respond.send_response(wire::trailers_only(StatusCode::OK, &status), true).map(|_| ())
+                }
+            };
+        });
     }
 
-    /// One request, any number of replies.
-    pub async fn server_streaming<M: Message + Default>(
+    /// Starts a task for a call with one request and any number of replies.
+    pub fn server_streaming<M: Message + Default>(
         self,
-        handler: impl AsyncFnOnce(M, &mut Replies) -> Result<(), Status>,
+        handler: impl AsyncFnOnce(M, &mut Replies) -> Result<(), Status> + 'static,
     ) {
-        self.streaming(async |requests: &mut Requests, replies: &mut Replies| {
+        self.streaming(async move |requests: &mut Requests, replies: &mut Replies| {
             let request = requests.only().await?;
             handler(request, replies).await
-        })
-        .await;
+        });
     }
 
-    /// Any number of both. When the server stops, the call ends with etcd's error for that.
-    pub async fn streaming(
+    /// Starts a task for a call with any number of both. When the server stops, it ends with etcd's error for that.
+    pub fn streaming(
         self,
-        handler: impl AsyncFnOnce(&mut Requests, &mut Replies) -> Result<(), Status>,
+        handler: impl AsyncFnOnce(&mut Requests, &mut Replies) -> Result<(), Status> + 'static,
     ) {
         let Call { mut requests, respond, timeout, mut stop, .. } = self;
-        let outgoing = Rc::new(RefCell::new(Outgoing { respond, stream: None }));
-        let mut replies = Replies(outgoing.clone());
-        let outcome = {
-            let mut stopped = pin!(stop.wait());
-            let mut answer = pin!(handler(&mut requests, &mut replies));
-            let answer_or_stop = poll_fn(|cx| {
-                if let Poll::Ready(outcome) = answer.as_mut().poll(cx) {
-                    return Poll::Ready(outcome);
-                }
-                let stopped = stopped.as_mut().poll(cx);
-                stopped.map(|()| Err(Status::new(Code::Unavailable, "etcdserver: server stopped")))
-            });
-            guard(answer_or_stop, timeout, |cx| outgoing.borrow_mut().poll_gone(cx)).await
-        };
-        if let Some(outcome) = outcome {
-            outgoing.borrow_mut().finish(outcome);
-        }
+        tokio::task::spawn_local(async move {
+            let outgoing = Rc::new(RefCell::new(Outgoing { respond, stream: None }));
+            let mut replies = Replies(outgoing.clone());
+            let outcome = {
+                let mut stopped = pin!(stop.wait());
+                let mut answer = pin!(handler(&mut requests, &mut replies));
+                let answer_or_stop = pin!(poll_fn(|cx| {
+                    if let Poll::Ready(outcome) = answer.as_mut().poll(cx) {
+                        return Poll::Ready(outcome);
+                    }
+                    stopped.as_mut().poll(cx).map(|()| Err(status::STOPPED))
+                }));
+                guard(answer_or_stop, timeout, |cx| outgoing.borrow_mut().poll_gone(cx)).await
+            };
+            if let Some(outcome) = outcome {
+                outgoing.borrow_mut().finish(outcome);
+            }
+        });
     }
 }

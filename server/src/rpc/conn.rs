@@ -67,7 +67,7 @@ pub(super) async fn serve<R: Routes>(mut socket: TcpStream, routes: R, options: 
             Some(Ok((request, respond))) => {
                 let receive_limit = options.receive_limit;
                 if let Some((path, call)) = Call::accept(request, respond, receive_limit, stop.clone()) {
-                    tokio::task::spawn_local(routes.clone().route(path, call));
+                    routes.route(path.path(), call);
                 }
             }
             Some(Err(error)) => return log::debug!(error:% = error; "client connection ended with an error"),

@@ -24,10 +24,8 @@ pub use call::{Call, Gone, Replies, Requests};
 pub use router::Api;
 pub use server::{Options, Server, Stop};
 
-use std::future::Future;
-
 /// What a server serves: all calls of all connections. Clones are handed to each thread and connection.
 pub trait Routes: Clone + Send + 'static {
-    /// Answers one call. `path` is `/package.Service/Method`.
-    fn route(self, path: http::uri::PathAndQuery, call: Call) -> impl Future<Output = ()> + 'static;
+    /// Starts the handler of a call, or refuses it. `path` is `/package.Service/Method`. Runs inside a `LocalSet`.
+    fn route(&self, path: &str, call: Call);
 }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
-use http::uri::PathAndQuery;
 use trilith_proto::etcdserverpb::{LeaseKeepAliveRequest, RangeRequest};
 use trilith_proto::healthpb::HealthListRequest;
 
@@ -31,19 +30,62 @@ impl Api {
 }
 
 impl Routes for Api {
-    /// The hot calls stand first. The others are boxed, so that their size is not everybody's.
-    async fn route(self, path: PathAndQuery, call: Call) {
-        let core = self.core;
+    /// Each handler is a task of its own size: a put does not pay for what a rare call needs.
+    fn route(&self, path: &str, call: Call) {
+        let core = self.core.clone();
         if let Err(status) = check_metadata(&core, call.headers()) {
             return call.refuse(status);
         }
-        match path.path() {
-            "/etcdserverpb.KV/Put" => call.unary(|request| kv::put(&core, request)).await,
-            "/etcdserverpb.KV/Range" => call.unary(|request| kv::range(&core, request)).await,
-            "/etcdserverpb.KV/Txn" => call.unary(|request| kv::txn(&core, request)).await,
-            "/etcdserverpb.KV/DeleteRange" => call.unary(|request| kv::delete_range(&core, request)).await,
-            "/etcdserverpb.Watch/Watch" => Box::pin(watch(&self.watches, call)).await,
-            other => Box::pin(rare(&core, other, call)).await,
+        match path {
+            "/etcdserverpb.KV/Put" => call.unary(move |request| kv::put(&core, request)),
+            "/etcdserverpb.KV/Range" => call.unary(async move |request| kv::range(&core, request).await),
+            "/etcdserverpb.KV/Txn" => call.unary(async move |request| kv::txn(&core, request).await),
+            "/etcdserverpb.KV/DeleteRange" => call.unary(move |request| kv::delete_range(&core, request)),
+            "/etcdserverpb.KV/Compact" => call.unary(move |request| kv::compact(&core, request)),
+            "/etcdserverpb.KV/RangeStream" => {
+                call.server_streaming(async move |request, replies: &mut Replies| {
+                    range_stream(&core, request, replies).await
+                })
+            }
+            "/etcdserverpb.Watch/Watch" => {
+                let watches = self.watches.clone();
+                call.streaming(async move |requests: &mut Requests, replies: &mut Replies| {
+                    watches.serve(requests, replies).await
+                });
+            }
+            "/etcdserverpb.Lease/LeaseGrant" => {
+                call.unary(async move |request| lease::grant(&core, request).await)
+            }
+            "/etcdserverpb.Lease/LeaseRevoke" => {
+                call.unary(async move |request| lease::revoke(&core, request).await)
+            }
+            "/etcdserverpb.Lease/LeaseKeepAlive" => {
+                call.streaming(async move |requests: &mut Requests, replies: &mut Replies| {
+                    keep_alive(&core, requests, replies).await
+                });
+            }
+            "/etcdserverpb.Lease/LeaseTimeToLive" => {
+                call.unary(async move |request| lease::time_to_live(&core, request).await);
+            }
+            "/etcdserverpb.Lease/LeaseLeases" => {
+                call.unary(async move |request| lease::leases(&core, request).await)
+            }
+            "/etcdserverpb.Cluster/MemberList" => {
+                call.unary(async move |request| cluster::member_list(&core, request).await);
+            }
+            "/etcdserverpb.Maintenance/Status" => {
+                call.unary(async move |request| maintenance::status(&core, request).await);
+            }
+            "/etcdserverpb.Maintenance/Hash" => {
+                call.unary(async move |request| maintenance::hash(&core, request).await);
+            }
+            "/etcdserverpb.Maintenance/HashKV" => {
+                call.unary(async move |request| maintenance::hash_kv(&core, request).await);
+            }
+            "/grpc.health.v1.Health/Check" => call.unary(async |request| health::check(&request)),
+            "/grpc.health.v1.Health/List" => call.unary(async |_: HealthListRequest| Ok(health::list())),
+            "/grpc.health.v1.Health/Watch" => call.server_streaming(health::watch),
+            other => call.refuse(unimplemented(other).unwrap_or_else(|| no_such_method(other))),
         }
     }
 }
@@ -59,45 +101,6 @@ fn check_metadata(core: &Handle, headers: &HeaderMap) -> Result<(), Status> {
         return Err(status::NO_LEADER);
     }
     Ok(())
-}
-
-async fn watch(watches: &Watches, call: Call) {
-    call.streaming(async |requests: &mut Requests, replies: &mut Replies| {
-        watches.serve(requests, replies).await
-    })
-    .await;
-}
-
-async fn rare(core: &Handle, path: &str, call: Call) {
-    match path {
-        "/etcdserverpb.KV/Compact" => call.unary(|request| kv::compact(core, request)).await,
-        "/etcdserverpb.KV/RangeStream" => {
-            call.server_streaming(async |request, replies: &mut Replies| {
-                range_stream(core, request, replies).await
-            })
-            .await;
-        }
-        "/etcdserverpb.Lease/LeaseGrant" => call.unary(|request| lease::grant(core, request)).await,
-        "/etcdserverpb.Lease/LeaseRevoke" => call.unary(|request| lease::revoke(core, request)).await,
-        "/etcdserverpb.Lease/LeaseKeepAlive" => {
-            call.streaming(async |requests: &mut Requests, replies: &mut Replies| {
-                keep_alive(core, requests, replies).await
-            })
-            .await;
-        }
-        "/etcdserverpb.Lease/LeaseTimeToLive" => {
-            call.unary(|request| lease::time_to_live(core, request)).await
-        }
-        "/etcdserverpb.Lease/LeaseLeases" => call.unary(|request| lease::leases(core, request)).await,
-        "/etcdserverpb.Cluster/MemberList" => call.unary(|request| cluster::member_list(core, request)).await,
-        "/etcdserverpb.Maintenance/Status" => call.unary(|request| maintenance::status(core, request)).await,
-        "/etcdserverpb.Maintenance/Hash" => call.unary(|request| maintenance::hash(core, request)).await,
-        "/etcdserverpb.Maintenance/HashKV" => call.unary(|request| maintenance::hash_kv(core, request)).await,
-        "/grpc.health.v1.Health/Check" => call.unary(async |request| health::check(&request)).await,
-        "/grpc.health.v1.Health/List" => call.unary(async |_: HealthListRequest| Ok(health::list())).await,
-        "/grpc.health.v1.Health/Watch" => call.server_streaming(health::watch).await,
-        other => call.refuse(unimplemented(other).unwrap_or_else(|| no_such_method(other))),
-    }
 }
 
 /// One chunk is read while nothing else runs on this thread, so others get it between two chunks.

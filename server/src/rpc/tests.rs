@@ -11,7 +11,6 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
-use http::uri::PathAndQuery;
 use http::{HeaderMap, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -47,42 +46,37 @@ fn pair(value: usize) -> KeyValue {
 }
 
 impl Routes for TestRoutes {
-    async fn route(self, path: PathAndQuery, call: Call) {
-        match path.path() {
-            "/t.T/Echo" => call.unary(async |message: KeyValue| Ok(Reply::of(&message))).await,
+    fn route(&self, path: &str, call: Call) {
+        let dropped = self.dropped.clone();
+        let sent = self.sent.clone();
+        match path {
+            "/t.T/Echo" => call.unary(async |message: KeyValue| Ok(Reply::of(&message))),
             "/t.T/Fail" => {
-                call.unary(async |_: KeyValue| Err(Status::new(Code::NotFound, "100% gone: \u{e9}"))).await
+                call.unary(async |_: KeyValue| Err(Status::new(Code::NotFound, "100% gone: \u{e9}")))
             }
             "/t.T/Hang" => {
-                let guard = Guard(self.dropped.clone());
                 call.unary(async move |_: KeyValue| {
-                    let _guard = guard;
+                    let _guard = Guard(dropped);
                     std::future::pending().await
-                })
-                .await;
+                });
             }
             // Endless replies of 10,000 bytes.
             "/t.T/Flood" => {
-                let guard = Guard(self.dropped.clone());
-                call.server_streaming(async |_: KeyValue, replies: &mut Replies| {
-                    let _guard = guard;
+                call.server_streaming(async move |_: KeyValue, replies: &mut Replies| {
+                    let _guard = Guard(dropped);
                     while replies.send(Reply::of(&pair(10_000))).await.is_ok() {
-                        self.sent.fetch_add(1, Ordering::SeqCst);
+                        sent.fetch_add(1, Ordering::SeqCst);
                     }
                     Ok(())
-                })
-                .await;
+                });
             }
-            "/t.T/Chat" => {
-                call.streaming(async |requests: &mut Requests, replies: &mut Replies| {
-                    while let Some(message) = requests.next::<KeyValue>().await? {
-                        let _ = replies.send(Reply::of(&message)).await;
-                    }
-                    Err(Status::new(Code::Aborted, "bye"))
-                })
-                .await;
-            }
-            "/grpc.health.v1.Health/Watch" => call.server_streaming(health::watch).await,
+            "/t.T/Chat" => call.streaming(async |requests: &mut Requests, replies: &mut Replies| {
+                while let Some(message) = requests.next::<KeyValue>().await? {
+                    let _ = replies.send(Reply::of(&message)).await;
+                }
+                Err(Status::new(Code::Aborted, "bye"))
+            }),
+            "/grpc.health.v1.Health/Watch" => call.server_streaming(health::watch),
             other => call.refuse(router::no_such_method(other)),
         }
     }

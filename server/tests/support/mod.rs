@@ -1,4 +1,5 @@
 //! A member as a process, and a small client for it.
+#![allow(unreachable_pub)]
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;

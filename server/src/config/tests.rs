@@ -25,8 +25,8 @@ fn other_value(row: &Row) -> String {
         "duration" => "7m".to_owned(),
         "url-list" => "http://127.0.0.1:7777".to_owned(),
         list if list.starts_with("enum(") => {
-            let choices = list["enum(".len()..list.len() - 1].split('|');
-            choices.filter(|choice| *choice != row.default).next_back().unwrap().to_owned()
+            let mut choices = list["enum(".len()..list.len() - 1].split('|');
+            choices.rfind(|choice| *choice != row.default).unwrap().to_owned()
         }
         _ => "something".to_owned(),
     }

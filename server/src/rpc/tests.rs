@@ -25,7 +25,7 @@ use crate::status::{Code, Status};
 
 const LIMIT: usize = 100_000;
 
-/// A small service for tests; counts what happens to its handlers.
+/// A small service for tests; counts what its handlers began or sent, and their ends.
 #[derive(Debug, Clone, Default)]
 struct TestRoutes {
     sent: Arc<AtomicUsize>,
@@ -57,6 +57,7 @@ impl Routes for TestRoutes {
             "/t.T/Hang" => {
                 call.unary(async move |_: KeyValue| {
                     let _guard = Guard(dropped);
+                    sent.fetch_add(1, Ordering::SeqCst);
                     std::future::pending().await
                 });
             }
@@ -262,12 +263,14 @@ fn deadline_and_cancel_drop_the_handler() {
 
         let (response, mut stream) = client.start("/t.T/Hang", &[]).await;
         send_all(&mut stream, message(0)).await.unwrap();
+        until(|| routes.sent.load(Ordering::SeqCst) == 2).await;
         stream.send_reset(h2::Reason::CANCEL);
         drop(response);
         until(|| routes.dropped.load(Ordering::SeqCst) == 2).await;
 
         let (_response, mut stream) = client.start("/t.T/Hang", &[]).await;
         send_all(&mut stream, message(0)).await.unwrap();
+        until(|| routes.sent.load(Ordering::SeqCst) == 3).await;
         drop((client, _response, stream));
         until(|| routes.dropped.load(Ordering::SeqCst) == 3).await;
     });

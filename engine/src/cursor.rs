@@ -133,6 +133,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Moves to the next entry, or past the end.
+    #[allow(clippy::should_implement_trait)] // It moves and may fail, and lends: an iterator cannot.
     pub fn next(&mut self) -> Result<(), StoreError> {
         self.step(Position::Before, Position::After)
     }

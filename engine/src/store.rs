@@ -173,7 +173,8 @@ impl Store {
     }
 
     /// Freezes the published root for writing out. None while one is running, and after an error. The job may run
-    /// on any thread; the writer goes on meanwhile and hands the outcome to `finish_checkpoint`.
+    /// on any thread; the writer goes on meanwhile and hands the outcome to `finish_checkpoint`. (A job that is
+    /// dropped instead of run, or fails, was the last until the store is opened again.)
     pub fn begin_checkpoint(&mut self) -> Option<CheckpointJob> {
         self.state.source.check_running().ok()?;
         let mut space = self.space.take()?;
@@ -233,6 +234,11 @@ impl Store {
         self.durable.info()
     }
 
+    /// Number of the newest durable checkpoint; they ascend.
+    pub fn checkpoint_number(&self) -> u64 {
+        self.durable.checkpoint
+    }
+
     /// Walks every tree and verifies every invariant; between checkpoints also that each page in use is reached
     /// exactly once. Reads the whole store: for tests and tools.
     /// Errors: the first invariant that does not hold, as Corrupt; Io.
@@ -254,6 +260,22 @@ impl Store {
     /// The same without free pages.
     pub fn size_in_use_bytes(&self) -> u64 {
         self.used_pages * PAGE as u64
+    }
+}
+
+#[cfg(test)]
+impl Store {
+    /// The page of the durable meta page.
+    pub(crate) fn meta_slot(&self) -> u64 {
+        self.durable.slot
+    }
+
+    /// The page of a tree's root, if it is on disk.
+    pub(crate) fn root_page(&self, tree: TreeId) -> Option<u64> {
+        match &self.state.trees[tree as usize] {
+            TreeRoot::Disk(link) => Some(link.page),
+            _ => None,
+        }
     }
 }
 

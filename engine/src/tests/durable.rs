@@ -86,7 +86,7 @@ fn run_model(options: &Options, seed: u64, ops: usize) {
             let tree = TREES[rng.below(TREES.len())];
             assert_near(store.view(), &model, tree, &random_key(&mut rng, tree, 3000));
         }
-        if rng.chance(700) {
+        if rng.chance(1500) {
             assert_equal(store.view(), &model);
             assert_equal(store.reader().root().view(), &published);
             pinned.push((store.reader().root(), published.clone()));

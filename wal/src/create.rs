@@ -278,3 +278,29 @@ fn seal(segment: &Segment, end: usize, crc: u32) -> Result<u64, WalError> {
     segment.file().write_all_at(filler, end as u64).map_err(io_error("write", segment.path()))?;
     Ok((end + filler.len()) as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trilith_disk::RealDisk;
+
+    #[test]
+    fn where_the_ring_cannot_write_plain_calls_do_unless_it_was_asked_for() {
+        // The trial write fails in a folder that is not there.
+        let dir = std::env::temp_dir().join("trilith-wal-no-such-folder").join("wal");
+        let options = |io| Options {
+            dir: dir.clone(),
+            disk: Arc::new(RealDisk),
+            io,
+            segment_bytes: 1 << 20,
+            fsync: true,
+            max_segments: 0,
+        };
+        assert_eq!(choose(&options(IoChoice::Auto), &dir, false).map(|c| c.io.name()).ok(), Some("sync"));
+        let error = choose(&options(IoChoice::Uring), &dir, false).err().expect("no ring without a folder");
+        assert!(
+            matches!(error, WalError::NoUring { .. }) && error.to_string().contains("no-such-folder"),
+            "{error}"
+        );
+    }
+}

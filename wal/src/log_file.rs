@@ -87,9 +87,10 @@ pub struct Wal {
 
     metadata: Metadata,
     encoder: Encoder,
-    /// The hard state given last, and whether it still has to be written.
+    /// The hard state given last; whether it still has to be written, and whether it may not wait for more.
     state: State,
     state_pending: bool,
+    state_due: bool,
     /// Index of the entry or mark appended last.
     last_index: u64,
 
@@ -142,6 +143,7 @@ impl Wal {
             encoder: Encoder { crc },
             state,
             state_pending: false,
+            state_due: false,
             last_index,
             gather: AlignedBuf::with_capacity(BLOCK_BYTES),
             seq,
@@ -179,19 +181,16 @@ impl Wal {
         if self.failed.is_some() {
             return self.newest_ticket();
         }
-        let mut due = must_sync;
         for entry in entries {
             self.make_room(frame_bound(entry.data.len()));
             self.encoder.entry(&mut self.gather, &entry);
             self.last_index = entry.index;
-            due = true;
         }
-        if let Some(state) = hard_state {
-            self.state = State::of(state);
-            self.state_pending = !self.state.is_empty();
-        }
-        if due {
-            self.write_pending_state();
+        if let Some(state) = hard_state.map(State::of).filter(|s| !s.is_empty()) {
+            self.make_room(0);
+            self.state = state;
+            self.state_pending = true;
+            self.state_due |= must_sync;
         }
         self.newest_ticket()
     }
@@ -217,21 +216,11 @@ impl Wal {
         Ticket(self.next_ticket - 1 + gathering)
     }
 
-    fn write_pending_state(&mut self) {
-        if self.state_pending {
-            self.make_room(frame_bound(0));
-            // A cut for lack of room has put it into the new segment's head.
-            if self.state_pending {
-                self.state.encode(&mut self.encoder, &mut self.gather);
-                self.state_pending = false;
-            }
-        }
-    }
-
     /// Makes sure that a frame of up to that many bytes can go into `gather`: closes the batch, and cuts the
     /// segment, where it would grow too long. A segment that holds nothing but its head takes any record.
     fn make_room(&mut self, frame: usize) {
-        let with_frame = (self.gather.len() + frame + FILLER_MAX) as u64;
+        // Closing adds the hard state and the filler.
+        let with_frame = (self.gather.len() + frame + frame_bound(0) + FILLER_MAX) as u64;
         let fresh = self.position == BLOCK_BYTES as u64 && self.gather.is_empty();
         if !fresh && self.position + with_frame > self.options.segment_bytes {
             self.cut();
@@ -244,7 +233,13 @@ impl Wal {
         BATCH_BYTES_MAX.min(self.options.segment_bytes / 16).max(2 * BLOCK_BYTES as u64)
     }
 
+    /// Ends the batch: the newest hard state, of all that were given meanwhile, and the filler.
     fn close_batch(&mut self) {
+        if self.state_pending {
+            self.state.encode(&mut self.encoder, &mut self.gather);
+            self.state_pending = false;
+            self.state_due = false;
+        }
         if self.gather.is_empty() {
             return;
         }
@@ -258,13 +253,17 @@ impl Wal {
         self.queue.push_back(Queued::Batch { ticket, offset, buf });
     }
 
+    /// Ends the segment. A hard state that no batch needs goes into the head of the next one.
     fn cut(&mut self) {
-        self.close_batch();
+        if !self.gather.is_empty() || self.state_due {
+            self.close_batch();
+        }
         self.seq += 1;
-        let name = Name::new(&self.options.dir, self.seq, self.last_index + 1);
+        let name = Name::new(&self.options.dir, self.seq, self.last_index.saturating_add(1));
         let state = self.state;
         let head = head(&mut self.encoder, self.metadata, |e, out| state.encode(e, out));
         self.state_pending = false;
+        self.state_due = false;
         self.position = head.len() as u64;
         self.queue.push_back(Queued::Cut { name, head });
     }
@@ -349,7 +348,8 @@ impl Wal {
             // The window counts from the oldest batch that is not durable, not by free slots: recovery relies on
             // it (see `recover`).
             let room = self.in_flight.len() < self.io.slots();
-            if self.queue.is_empty() && room {
+            let due = !self.gather.is_empty() || self.state_due;
+            if self.queue.is_empty() && due && room {
                 self.close_batch();
             }
             match self.queue.pop_front() {
@@ -391,7 +391,6 @@ impl Wal {
     /// is written as well.
     pub fn flush(&mut self) -> Result<Ticket, WalError> {
         self.check()?;
-        self.write_pending_state();
         self.close_batch();
         let target = Ticket(self.next_ticket - 1);
         loop {

@@ -263,6 +263,24 @@ fn parse_frame(file: &[u8], at: usize, field: u64) -> Result<Record<'_>, Fault> 
     Ok(Record { kind, crc, data: &file[data.clone()], data_at: data.start, end })
 }
 
+/// The message of a record: fields 1 to N are numbers, all of them there and in order, as etcd writes them; then
+/// there may be a field N + 1 of bytes, and nothing else. None if the message is anything else.
+pub(crate) fn fields<const N: usize>(data: &[u8]) -> Option<([u64; N], Option<&[u8]>)> {
+    let mut cursor = Cursor { file: data, at: 0, end: data.len() };
+    let mut numbers = [0; N];
+    for (i, number) in numbers.iter_mut().enumerate() {
+        cursor.tag((i as u8 + 1) << 3, "").ok()?;
+        *number = cursor.varint("").ok()?;
+    }
+    if cursor.at == data.len() {
+        return Some((numbers, None));
+    }
+    cursor.tag((N as u8 + 1) << 3 | 2, "").ok()?;
+    let len = cursor.varint("").ok()?;
+    let rest = &data[cursor.at..];
+    (rest.len() as u64 == len).then_some((numbers, Some(rest)))
+}
+
 /// Reads protobuf fields of a record, and knows at which byte it failed.
 struct Cursor<'a> {
     file: &'a [u8],

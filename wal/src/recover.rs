@@ -31,17 +31,22 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
 use prost::Message;
-use trilith_proto::{raftpb, walpb};
+use trilith_proto::raftpb::{self, EntryType};
+use trilith_proto::walpb;
 
 use crate::names::Name;
-use crate::record::{self, BLOCK_BYTES, Fault, Frame, Record};
+use crate::record::{self, BLOCK_BYTES, Fault, Frame, Record, fields};
 use crate::{MAX_IN_FLIGHT, Metadata, Replay, WalError};
 
 /// What power cuts tear writes at.
 const SECTOR_BYTES: usize = 512;
 /// The first byte of every message that a record carries: they are proto2 with a first field that is a number.
 const FIRST_DATA_BYTE: u8 = 0x08;
+
+/// What every segment begins with.
+const HEAD: [u64; 2] = [record::CRC, record::METADATA];
 
 /// What to do with the end of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,7 +166,7 @@ impl Reader {
     /// Takes every good record of a segment and judges the place where they end.
     pub(crate) fn read(&mut self, name: &Name, last: bool, file: &[u8]) -> Result<Stop, WalError> {
         let mut at = 0;
-        let mut head = false;
+        let mut taken = 0;
         let bad = loop {
             match record::parse(file, at) {
                 Frame::End => break Bad::Zero,
@@ -170,17 +175,20 @@ impl Reader {
                     if !self.checksum_holds(&record) {
                         break Bad::Checksum(record);
                     }
-                    if at == 0 && record.kind != record::CRC {
-                        break Bad::Fault(Fault { what: "the segment does not begin with a crc record", at });
+                    if HEAD.get(taken).is_some_and(|kind| *kind != record.kind) {
+                        break Bad::Fault(Fault {
+                            what: "the segment's head is not crc record and metadata",
+                            at,
+                        });
                     }
-                    head |= record.kind == record::METADATA;
+                    taken += 1;
                     self.take(name, at, &record)?;
                     at = record.end;
                 }
             }
         };
         let findings = Findings {
-            head,
+            head: taken >= HEAD.len(),
             clean: matches!(bad, Bad::Zero) && all_zero(&file[at..]),
             last,
             lost_sector: lost_sector(file, at, &bad),
@@ -224,52 +232,74 @@ impl Reader {
         next == record.crc
     }
 
+    /// Takes the message of a record whose checksum was right. The checksum does not cover the record's type, so the
+    /// message must have exactly the fields that its type has.
     fn take(&mut self, name: &Name, at: usize, record: &Record<'_>) -> Result<(), WalError> {
-        let malformed = |what: String| WalError::Corrupt {
+        let malformed = |what: &str| WalError::Corrupt {
             path: name.path.clone(),
             offset: at as u64,
             case: 'X',
-            what: format!("{what}, though its checksum is right: whoever wrote it differs from us"),
-        };
-        let proto = |what: &'static str| {
-            let malformed = &malformed;
-            move |e: prost::DecodeError| malformed(format!("the {what} record is malformed: {e}"))
+            what: format!("{what}, though its checksum is right"),
         };
         match record.kind {
             record::CRC => {}
             record::METADATA => {
-                let found =
-                    trilith_proto::etcdserverpb::Metadata::decode(record.data).map_err(proto("metadata"))?;
-                let found = Metadata {
-                    node_id: found.node_id.unwrap_or(0),
-                    cluster_id: found.cluster_id.unwrap_or(0),
+                let Some(([node_id, cluster_id], None)) = fields(record.data) else {
+                    return Err(malformed("a metadata record has not the fields of metadata"));
                 };
+                let found = Metadata { node_id, cluster_id };
                 if *self.metadata.get_or_insert(found) != found {
                     return Err(WalError::MetadataConflict { path: name.path.clone(), offset: at as u64 });
                 }
             }
             record::ENTRY => {
-                let entry = raftpb::Entry::decode(record.data).map_err(proto("entry"))?;
-                self.take_entry(name, at, entry)?;
+                let Some(([kind, term, index], data)) = fields(record.data) else {
+                    return Err(malformed("an entry record has not the fields of an entry"));
+                };
+                let Some(kind) = i32::try_from(kind).ok().and_then(|k| EntryType::try_from(k).ok()) else {
+                    return Err(malformed("an entry is of an unknown type"));
+                };
+                // Only a leader's first entry and the end of a joint configuration are empty.
+                if term == 0 || kind == EntryType::EntryConfChange && data.is_none() {
+                    return Err(malformed("an entry record does not hold an entry"));
+                }
+                let data = data.map(Bytes::copy_from_slice);
+                let (r#type, term, index) = (Some(kind.into()), Some(term), Some(index));
+                if !self.take_entry(name, at, raftpb::Entry { r#type, term, index, data })? {
+                    return Err(malformed("an entry has a lower term than the entry before it"));
+                }
             }
             record::HARD_STATE => {
-                self.hard_state = raftpb::HardState::decode(record.data).map_err(proto("hard state"))?;
+                let Some(([term, vote, commit], None)) = fields(record.data) else {
+                    return Err(malformed("a hard state record has not the fields of a hard state"));
+                };
+                if term == 0 {
+                    return Err(malformed("a hard state has no term"));
+                }
+                self.hard_state =
+                    raftpb::HardState { term: Some(term), vote: Some(vote), commit: Some(commit) };
             }
             record::SNAPSHOT => {
-                let snapshot = walpb::Snapshot::decode(record.data).map_err(proto("snapshot"))?;
-                self.last_index = self.last_index.max(snapshot.index.unwrap_or(0));
-                self.snapshots.push(snapshot);
+                let Some(([index, term], conf_state)) = fields(record.data) else {
+                    return Err(malformed("a snapshot record has not the fields of a snapshot mark"));
+                };
+                let Ok(conf_state) = conf_state.map(raftpb::ConfState::decode).transpose() else {
+                    return Err(malformed("a snapshot mark has a malformed configuration"));
+                };
+                self.last_index = self.last_index.max(index);
+                self.snapshots.push(walpb::Snapshot { index: Some(index), term: Some(term), conf_state });
             }
-            other => return Err(malformed(format!("record type {other} is unknown"))),
+            other => return Err(malformed(&format!("record type {other} is unknown"))),
         }
         Ok(())
     }
 
-    fn take_entry(&mut self, name: &Name, at: usize, entry: raftpb::Entry) -> Result<(), WalError> {
+    /// Puts an entry at its place; false if its term is lower than that of the entry before it.
+    fn take_entry(&mut self, name: &Name, at: usize, entry: raftpb::Entry) -> Result<bool, WalError> {
         let index = entry.index.unwrap_or(0);
         self.last_index = index;
         if index <= self.after {
-            return Ok(());
+            return Ok(true);
         }
         let place = index - self.after - 1;
         if place > self.entries.len() as u64 {
@@ -281,8 +311,9 @@ impl Reader {
             });
         }
         self.entries.truncate(place as usize);
+        let rises = self.entries.last().is_none_or(|before| before.term <= entry.term);
         self.entries.push(entry);
-        Ok(())
+        Ok(rises)
     }
 }
 
@@ -293,9 +324,11 @@ fn all_zero(bytes: &[u8]) -> bool {
 
 /// Whether the sector that holds a byte is all zeros, or lies beyond the end of the file.
 fn is_lost(file: &[u8], at: usize) -> bool {
+    if at >= file.len() {
+        return true;
+    }
     let start = at / SECTOR_BYTES * SECTOR_BYTES;
-    let sector = file.get(start..(start + SECTOR_BYTES).min(file.len())).unwrap_or(&[]);
-    all_zero(sector)
+    all_zero(&file[start..(start + SECTOR_BYTES).min(file.len())])
 }
 
 /// Whether a sector that never reached the disk explains why the record at `at` is bad.
@@ -355,4 +388,60 @@ fn batch_end(file: &[u8], mut at: usize) -> Option<usize> {
         at = record.end;
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table against its meaning, for every combination of findings.
+    #[test]
+    fn the_table_cuts_only_what_may_be_a_tear() {
+        let mut reached = std::collections::BTreeSet::new();
+        for bits in 0..64u32 {
+            let bit = |n: u32| bits >> n & 1 == 1;
+            let f = Findings {
+                head: bit(0),
+                clean: bit(1),
+                last: bit(2),
+                lost_sector: bit(3),
+                beyond_window: bit(4),
+                below_mark: bit(5),
+            };
+            let case = judge(&f);
+            reached.insert(case.letter);
+            let may_be_torn = f.last && f.lost_sector && !f.beyond_window && !f.below_mark;
+            let expected = match (f.head, f.clean, may_be_torn) {
+                (false, _, _) => Verdict::Refuse,
+                (true, true, _) => Verdict::Clean,
+                (true, false, true) => Verdict::Cut,
+                (true, false, false) => Verdict::Refuse,
+            };
+            assert_eq!(case.verdict, expected, "{f:?} is case {}", case.letter);
+        }
+        assert_eq!(reached.into_iter().collect::<String>(), "ABCDEFG", "every row is needed");
+        assert!(CASES.windows(2).all(|w| w[0].letter < w[1].letter));
+    }
+
+    #[test]
+    fn messages_have_exactly_their_fields() {
+        assert_eq!(fields::<2>(&[8, 1, 16, 2]), Some(([1, 2], None)));
+        assert_eq!(fields::<2>(&[8, 1, 16, 2, 26, 1, 9]), Some(([1, 2], Some(&[9u8][..]))));
+        for bad in [
+            &[][..],
+            &[8],
+            &[8, 1],
+            &[8, 1, 16],
+            &[16, 1, 8, 2],
+            &[8, 1, 16, 2, 24, 3],
+            &[8, 1, 16, 2, 26, 2, 9],
+        ] {
+            assert_eq!(fields::<2>(bad), None, "{bad:?}");
+        }
+        assert_eq!(
+            fields::<1>(&[8, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2]),
+            None,
+            "wider than 64 bits"
+        );
+    }
 }

@@ -93,6 +93,8 @@ fn we_write_the_same_bytes_for_the_same_records() {
             }
             other => panic!("record type {other}"),
         }
+        // Within a batch only the newest hard state is written.
+        wal.flush().unwrap();
     }
     wal.flush().unwrap();
     let ours = parse_dir(&disk, &options.dir).concat();

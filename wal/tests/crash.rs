@@ -194,7 +194,8 @@ fn reopen(run: &Run, disk: &SimDisk, ops: usize, what: &str) {
 
 #[test]
 fn every_acknowledged_record_survives_every_cut() {
-    for seed in 1..=3 {
+    let mut torn = 0;
+    for seed in 1..=6 {
         let disk = SimDisk::new();
         let run = record(&disk, seed);
         let ops = disk.op_count();
@@ -203,10 +204,14 @@ fn every_acknowledged_record_survives_every_cut() {
             let random = |n: u64| Survivors::Random(seed * 1_000_000 + cut as u64 * 10 + n);
             for survivors in [Survivors::All, Survivors::None, random(0), random(1), random(2)] {
                 let what = format!("seed {seed}, cut at {cut}, survivors {survivors:?}");
-                reopen(&run, &disk.crash(cut, survivors), cut, &what);
+                let crashed = disk.crash(cut, survivors);
+                reopen(&run, &crashed, cut, &what);
+                let files = crashed.list("member/wal".as_ref()).unwrap();
+                torn += usize::from(files.iter().any(|p| p.extension().is_some_and(|e| e == "broken")));
             }
         }
     }
+    assert!(torn > 100, "{torn} of the cuts tore a write");
 }
 
 #[test]

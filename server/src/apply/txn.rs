@@ -204,15 +204,55 @@ fn accepts(result: i32, ordering: std::cmp::Ordering) -> bool {
     }
 }
 
-/// T9: checks the taken path before anything is changed.
+/// T9: checks the taken path before anything is changed: every put of it, then every range.
 pub fn check(view: View<'_>, request: &TxnRequest, path: &Path) -> Result<(), TxnError> {
+    check_puts(view, request, path, &mut Vec::new())?;
+    check_ranges(view, request, path)
+}
+
+/// `deleted` gathers what the path has deleted so far. A put that keeps value or lease of a key that is deleted before
+/// it ends an etcd at its execution; here it is refused like one on a missing key.
+fn check_puts<'r>(
+    view: View<'_>,
+    request: &'r TxnRequest,
+    path: &Path,
+    deleted: &mut Vec<KeyRange<'r>>,
+) -> Result<(), TxnError> {
+    let mut nested = path.nested.iter();
+    for op in path.ops(request) {
+        match &op.request {
+            Some(Op::RequestPut(put)) => {
+                // In a transaction etcd looks for the key before the lease; else for the lease first.
+                check_kept(view, put)?;
+                check_lease(view, put)?;
+                let keeps = put.ignore_value || put.ignore_lease;
+                if keeps && deleted.iter().any(|range| covers(range, &put.key)) {
+                    return Err(status::KEY_NOT_FOUND.into());
+                }
+            }
+            Some(Op::RequestDeleteRange(delete)) => deleted.push(key_range(&delete.key, &delete.range_end)),
+            Some(Op::RequestTxn(inner)) => check_puts(view, inner, next(&mut nested)?, deleted)?,
+            Some(Op::RequestRange(_)) | None => {}
+        }
+    }
+    Ok(())
+}
+
+fn covers(range: &KeyRange<'_>, key: &[u8]) -> bool {
+    match range.end {
+        None => range.start == key,
+        Some([]) => range.start <= key,
+        Some(end) => range.start <= key && key < end,
+    }
+}
+
+fn check_ranges(view: View<'_>, request: &TxnRequest, path: &Path) -> Result<(), TxnError> {
     let mut nested = path.nested.iter();
     for op in path.ops(request) {
         match &op.request {
             Some(Op::RequestRange(range)) => check_range(view, range)?,
-            Some(Op::RequestPut(put)) => check_put(view, put)?,
-            Some(Op::RequestTxn(inner)) => check(view, inner, next(&mut nested)?)?,
-            Some(Op::RequestDeleteRange(_)) | None => {}
+            Some(Op::RequestTxn(inner)) => check_ranges(view, inner, next(&mut nested)?)?,
+            Some(Op::RequestPut(_) | Op::RequestDeleteRange(_)) | None => {}
         }
     }
     Ok(())
@@ -232,11 +272,16 @@ fn check_range(view: View<'_>, range: &RangeRequest) -> Result<(), TxnError> {
     }
 }
 
-/// P2, P3.
-fn check_put(view: View<'_>, put: &PutRequest) -> Result<(), TxnError> {
+/// P2.
+fn check_lease(view: View<'_>, put: &PutRequest) -> Result<(), TxnError> {
     if put.lease != 0 && view.get(TreeId::Lease, &put.lease.to_be_bytes())?.is_none() {
         return Err(status::LEASE_NOT_FOUND.into());
     }
+    Ok(())
+}
+
+/// P3.
+fn check_kept(view: View<'_>, put: &PutRequest) -> Result<(), TxnError> {
     if (put.ignore_value || put.ignore_lease) && range::current(view, &put.key)?.is_none() {
         return Err(status::KEY_NOT_FOUND.into());
     }
@@ -322,9 +367,8 @@ pub fn put(
     header: ResponseHeader,
     buf: &mut BytesMut,
 ) -> Result<(), TxnError> {
-    if request.lease != 0 || request.ignore_value || request.ignore_lease {
-        check_put(txn.view(), request)?;
-    }
+    check_lease(txn.view(), request)?;
+    check_kept(txn.view(), request)?;
     run_put(txn, request, header, buf)
 }
 

@@ -8,19 +8,21 @@ use trilith_proto::etcdserverpb::request_op::Request as Op;
 
 use crate::status::{self, Status};
 
-/// Deleted keys: intervals that do not overlap, by start, and beside them every start and every single key.
+/// Deleted keys: intervals that do not overlap, by start, and beside them every single key.
 ///
 /// The ends are taken as they stand in the request. So a delete from a key on, whose end is a single zero byte,
-/// collides with a put of that very key only; etcd has it so.
+/// collides with no put, like any other that ends before it starts; etcd has it so.
 #[derive(Default)]
 struct Deletes<'r> {
-    starts: HashSet<&'r [u8]>,
+    keys: HashSet<&'r [u8]>,
     intervals: BTreeMap<&'r [u8], &'r [u8]>,
 }
 
 impl<'r> Deletes<'r> {
     fn add(&mut self, key: &'r [u8], end: &'r [u8]) {
-        self.starts.insert(key);
+        if end.is_empty() {
+            self.keys.insert(key);
+        }
         if end <= key {
             return;
         }
@@ -39,14 +41,14 @@ impl<'r> Deletes<'r> {
 
     fn covers(&self, key: &[u8]) -> bool {
         let before = self.intervals.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back();
-        self.starts.contains(key) || before.is_some_and(|(_, until)| key < *until)
+        self.keys.contains(key) || before.is_some_and(|(_, until)| key < *until)
     }
 
     fn absorb(&mut self, other: Deletes<'r>) {
         for (start, end) in other.intervals {
             self.add(start, end);
         }
-        self.starts.extend(other.starts);
+        self.keys.extend(other.keys);
     }
 }
 
@@ -110,9 +112,10 @@ mod tests {
         }
         for byte in 0..=255_u8 {
             for key in [vec![byte], vec![byte, 0], vec![byte, b'x']] {
-                let expected = intervals
-                    .iter()
-                    .any(|(start, end)| key == *start || (key.as_slice() > *start && key.as_slice() < *end));
+                let expected = intervals.iter().any(|(start, end)| match end {
+                    [] => key == *start,
+                    end => key.as_slice() >= *start && key.as_slice() < *end,
+                });
                 assert_eq!(deletes.covers(&key), expected, "{key:?}");
             }
         }

@@ -211,8 +211,15 @@ fn order_ties(request: &RangeRequest, range: &mut RangeResponse) {
         // keys_only takes the values away after the sort, so any order is one of ties.
         _ => kv.value.to_vec(),
     };
-    // With order NONE the limit was applied in key order before the sort (R9), so no tie was cut.
-    let cut = range.more && request.sort_order != SortOrder::None as i32;
+    let bounds = [
+        request.min_mod_revision,
+        request.max_mod_revision,
+        request.min_create_revision,
+        request.max_create_revision,
+    ];
+    // With order NONE and no filter the limit was applied in key order before the sort (R8, R9): no tie was cut.
+    let by_key_first = request.sort_order == SortOrder::None as i32 && bounds.iter().all(|bound| *bound == 0);
+    let cut = range.more && !by_key_first;
     let last = tie(&range.kvs[range.kvs.len() - 1]);
     let mut begin = 0;
     while begin < range.kvs.len() {

@@ -164,7 +164,8 @@ fn match_writes(history: &BTreeMap<i64, Vec<Event>>, writes: &[Write], before: i
             return Err(format!("two writes were acknowledged at one revision: {write:?}, {other:?}").into());
         }
     }
-    let mut unanswered: Vec<&Write> = writes.iter().filter(|write| write.answer.is_none()).collect();
+    let unanswered: Vec<&Write> = writes.iter().filter(|write| write.answer.is_none()).collect();
+    let mut senders = Senders { choices: Vec::new(), taken: vec![None; unanswered.len()] };
     let mut expected = before;
     for (main, events) in history {
         expected += 1;
@@ -174,15 +175,50 @@ fn match_writes(history: &BTreeMap<i64, Vec<Event>>, writes: &[Write], before: i
         if owner.contains_key(main) {
             continue;
         }
-        let sender = unanswered.iter().position(|write| write.branches.iter().any(|b| made_by(events, b)));
-        match sender {
-            Some(at) => drop(unanswered.swap_remove(at)),
-            None => return Err(format!("revision {main} holds what nobody wrote: {events:?}").into()),
+        let may_have_sent = |write: &Write| write.branches.iter().any(|branch| made_by(events, branch));
+        let choices = (0..unanswered.len()).filter(|at| may_have_sent(unanswered[*at])).collect();
+        if !senders.assign(choices) {
+            return Err(format!("revision {main} holds what nobody wrote: {events:?}").into());
         }
-        tally.unanswered_found += 1;
     }
-    tally.unanswered_lost = unanswered.len();
+    tally.unanswered_found = senders.choices.len();
+    tally.unanswered_lost = unanswered.len() - tally.unanswered_found;
     Ok(tally)
+}
+
+/// Revisions and the unanswered writes that may have made them, each write one revision at most: deletions of the same
+/// keys look alike, so an earlier choice may have to give way.
+struct Senders {
+    /// For each revision so far, the writes that may have made it.
+    choices: Vec<Vec<usize>>,
+    /// For each write, the revision that it is taken for.
+    taken: Vec<Option<usize>>,
+}
+
+impl Senders {
+    /// Adds a revision; false when no assignment is left that gives every revision a write of its own.
+    fn assign(&mut self, choices: Vec<usize>) -> bool {
+        self.choices.push(choices);
+        let mut tried = vec![false; self.taken.len()];
+        self.place(self.choices.len() - 1, &mut tried)
+    }
+
+    fn place(&mut self, revision: usize, tried: &mut [bool]) -> bool {
+        for choice in self.choices[revision].clone() {
+            if std::mem::replace(&mut tried[choice], true) {
+                continue;
+            }
+            let free = match self.taken[choice] {
+                None => true,
+                Some(other) => self.place(other, tried),
+            };
+            if free {
+                self.taken[choice] = Some(revision);
+                return true;
+            }
+        }
+        false
+    }
 }
 
 fn changed(write: &Write, answer: &Acknowledged) -> bool {
@@ -385,6 +421,21 @@ mod tests {
         let (mut events, writes) = good();
         events[3] = event(EventType::Put, "c", "3", 5);
         assert!(outcome(events, &writes).is_err());
+    }
+
+    #[test]
+    fn a_deletion_that_may_be_of_two_writers_goes_to_the_one_that_fits() {
+        let events = vec![
+            event(EventType::Delete, "a", "", 2),
+            event(EventType::Delete, "a", "", 3),
+            event(EventType::Delete, "b", "", 3),
+        ];
+        let wide = write(&[delete("a", "c")], None);
+        let narrow = write(&[delete("a", "b")], None);
+        assert_eq!(outcome(events.clone(), &[wide, narrow]).unwrap().unanswered_found, 2);
+        assert!(
+            outcome(events, &[write(&[delete("a", "b")], None), write(&[delete("b", "c")], None)]).is_err()
+        );
     }
 
     #[test]

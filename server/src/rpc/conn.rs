@@ -22,6 +22,10 @@ const HEADER_LIST_BYTES_MAX: u32 = 256 << 10;
 /// What h2 holds per stream of what a handler sent and the socket did not take yet.
 const SEND_BUFFER_BYTES_MAX: usize = 256 << 10;
 
+/// Calls that were canceled before they were looked at. Clients whose deadlines pass while this thread is busy cancel
+/// many at once, and are no attackers.
+const RESETS_BEFORE_ACCEPT_MAX: usize = 4096;
+
 /// What a client that speaks HTTP/1 gets.
 const NOT_HTTP2: &str =
     "this port speaks gRPC over HTTP/2; HTTP/1.1 and the JSON gateway are not there yet\n";
@@ -82,7 +86,8 @@ fn builder(options: &Options) -> Builder {
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(HEADER_LIST_BYTES_MAX)
-        .max_send_buffer_size(SEND_BUFFER_BYTES_MAX);
+        .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
+        .max_pending_accept_reset_streams(RESETS_BEFORE_ACCEPT_MAX);
     // The largest number stands for no limit, and is then not announced.
     if options.max_concurrent_streams != u32::MAX {
         builder.max_concurrent_streams(options.max_concurrent_streams);

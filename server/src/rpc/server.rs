@@ -105,9 +105,13 @@ impl Server {
                 Some(worker) => workers[worker].hand_over(socket),
             }
         }
+        // All shares end side by side. This thread may be the one that answers their calls: it must not block.
+        let threads: Vec<_> = workers.into_iter().map(Worker::end).collect();
         local.ended().await;
-        for worker in workers {
-            worker.join();
+        for thread in threads {
+            if !matches!(tokio::task::spawn_blocking(|| thread.join()).await, Ok(Ok(()))) {
+                log::warn!("a thread that serves client connections has panicked");
+            }
         }
         Ok(())
     }
@@ -200,10 +204,9 @@ impl Worker {
         }
     }
 
-    fn join(self) {
+    /// Lets the thread end as soon as its connections have ended or the grace period is over.
+    fn end(self) -> std::thread::JoinHandle<()> {
         drop(self.dealt);
-        if self.thread.join().is_err() {
-            log::warn!("a thread that serves client connections has panicked");
-        }
+        self.thread
     }
 }

@@ -166,17 +166,24 @@ fn with_server<F: Future<Output = ()>>(
     io_threads: usize,
     test: impl FnOnce(SocketAddr, TestRoutes, watch::Sender<bool>) -> F,
 ) {
+    let options = Options {
+        receive_limit: LIMIT,
+        max_concurrent_streams: u32::MAX,
+        keepalive_interval: Duration::from_secs(7200),
+        keepalive_timeout: Duration::from_secs(20),
+        io_threads,
+    };
+    with_options(options, test);
+}
+
+fn with_options<F: Future<Output = ()>>(
+    options: Options,
+    test: impl FnOnce(SocketAddr, TestRoutes, watch::Sender<bool>) -> F,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async {
         let server = Server::bind(&["127.0.0.1:0".parse().unwrap()]).unwrap();
         let address = server.local_addrs().unwrap()[0];
-        let options = Options {
-            receive_limit: LIMIT,
-            max_concurrent_streams: u32::MAX,
-            keepalive_interval: Duration::from_secs(7200),
-            keepalive_timeout: Duration::from_secs(20),
-            io_threads,
-        };
         let routes = TestRoutes::default();
         let (stop, stopped) = Stop::new();
         let running = tokio::task::spawn_local(server.run(routes.clone(), options, stopped));
@@ -392,5 +399,27 @@ fn a_stop_finishes_calls_and_ends_streams() {
             assert_eq!(trailers["grpc-status"], "14");
             assert_eq!(trailers["grpc-message"], "etcdserver: server stopped");
         }
+    });
+}
+
+#[test]
+fn a_client_that_does_not_answer_pings_is_let_go() {
+    let options = Options {
+        receive_limit: LIMIT,
+        max_concurrent_streams: 10,
+        keepalive_interval: Duration::from_millis(20),
+        keepalive_timeout: Duration::from_millis(200),
+        io_threads: 1,
+    };
+    with_options(options, async |address, _, _| {
+        let mut good = Client::connect(address).await;
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        silent.write_all(preface).await.unwrap();
+        let mut answer = Vec::new();
+        silent.read_to_end(&mut answer).await.unwrap();
+        // SETTINGS, then a PING of 8 bytes among what followed.
+        assert!(answer.windows(5).any(|head| head == [0, 0, 8, 6, 0]), "{answer:?}");
+        assert_eq!(good.call("/t.T/Echo", &[], message(1)).await.replies, [message(1)]);
     });
 }

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use trilith_engine::StoreError;
 use trilith_proto::etcdserverpb::watch_request::RequestUnion;
 use trilith_proto::etcdserverpb::{ResponseHeader, WatchRequest};
@@ -44,6 +44,7 @@ impl Watches {
         let jitter = RandomState::new().hash_one(0) % 1000;
         let interval = self.progress_interval + self.progress_interval.mul_f64(jitter as f64 / 10_000.0);
         let mut progress = interval_at(Instant::now() + interval, interval);
+        progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reading = true;
         // Only a client that is gone makes sending fail, and then no outcome reaches it.
         if replies.open().is_err() {

@@ -5,9 +5,9 @@ use trilith_engine::{Change, StoreError, View};
 use super::matcher::{Interval, Matcher};
 use super::state::{Delivery, Filters, What, change_bytes};
 
-/// A round ends after this many revisions, changes read, or bytes found for watchers; never within a revision.
-const ROUND_REVISIONS_MAX: usize = 1000;
-const ROUND_CHANGES_MAX: usize = 4000;
+/// A round ends after this many changes read, or bytes found for watchers; never within a revision. Few enough that
+/// whatever else the thread does waits for a millisecond at most.
+const ROUND_CHANGES_MAX: usize = 1000;
 const ROUND_BYTES_MAX: usize = 1 << 20;
 
 /// Where changes of the past come from.
@@ -115,13 +115,12 @@ fn read(
     for (n, watcher) in watchers.iter().enumerate() {
         matcher.insert(n, &watcher.interval);
     }
-    let (mut reading, mut revisions, mut changes, mut bytes) = (from, 0, 0, 0);
+    let (mut reading, mut changes, mut bytes) = (from, 0, 0);
     let mut read_to = to;
     history.scan(from, to, &mut |change| {
         let main = change.revision.main;
         if main != reading {
-            revisions += 1;
-            if revisions > ROUND_REVISIONS_MAX || changes >= ROUND_CHANGES_MAX || bytes >= ROUND_BYTES_MAX {
+            if changes >= ROUND_CHANGES_MAX || bytes >= ROUND_BYTES_MAX {
                 read_to = main - 1;
                 return false;
             }

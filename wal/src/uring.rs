@@ -206,3 +206,56 @@ impl Drop for Uring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trilith_disk::RealDisk;
+
+    /// A ring with one flight of two blocks of sevens in slot 0 that the kernel was not told of.
+    fn grounded(dir: &Path) -> Option<Uring> {
+        let wake = Wake::new().unwrap();
+        let mut uring = match Uring::start(&RealDisk, dir, wake, true) {
+            Ok(uring) => uring,
+            Err(e) => {
+                eprintln!("io_uring is left out: {e}");
+                return None;
+            }
+        };
+        let segment = Segment::open(&RealDisk, &dir.join("segment"), Open::OpenOrCreate, true).unwrap();
+        let mut buf = AlignedBuf::with_capacity(2 * ALIGNMENT);
+        buf.extend_from_slice(&[7; 2 * ALIGNMENT]);
+        let batch = Batch { ticket: 1, segment: Arc::new(segment), offset: 0, buf };
+        uring.flights[0] = Some(Flight { batch, written: 0, started: Instant::now() });
+        Some(uring)
+    }
+
+    #[test]
+    fn a_short_write_goes_on_from_its_last_whole_block() {
+        let dir = std::env::temp_dir().join(format!("trilith-uring-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        if let Some(mut uring) = grounded(&dir) {
+            // The kernel says that it wrote a block and a sector.
+            assert!(uring.complete(0, ALIGNMENT as i32 + 512).unwrap().is_none());
+            let mut done = Vec::new();
+            while done.is_empty() {
+                uring.wait_for_one().unwrap();
+                uring.reap(&mut done).unwrap();
+            }
+            done[0].result.as_ref().unwrap();
+            let bytes = std::fs::read(dir.join("segment")).unwrap();
+            assert_eq!(bytes[..ALIGNMENT], [0; ALIGNMENT], "the first block is not written again");
+            assert_eq!(bytes[ALIGNMENT..], [7; ALIGNMENT]);
+            assert!(uring.complete(0, 1).is_err(), "nothing is under way in this slot");
+        }
+        if let Some(mut uring) = grounded(&dir) {
+            let done = uring.complete(0, -5).unwrap().expect("an error ends the batch");
+            assert!(done.result.unwrap_err().to_string().contains("segment"));
+        }
+        if let Some(mut uring) = grounded(&dir) {
+            let done = uring.complete(0, 0).unwrap().expect("nothing written is an error");
+            assert!(done.result.is_err());
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

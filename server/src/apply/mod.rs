@@ -7,6 +7,8 @@
 pub mod command;
 pub mod members;
 pub mod range;
+#[cfg(test)]
+mod tests;
 pub mod txn;
 
 use std::sync::Mutex;

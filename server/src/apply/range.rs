@@ -5,7 +5,7 @@
 
 use bytes::{Bytes, BytesMut};
 use prost::Message;
-use trilith_engine::{KeyMeta, KeyRange, StoreError, Value, View};
+use trilith_engine::{KeyMeta, KeyRange, Keys, StoreError, Value, View};
 use trilith_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use trilith_proto::etcdserverpb::{RangeRequest, ResponseHeader};
 use trilith_proto::mvccpb;
@@ -29,6 +29,11 @@ impl Budget {
     pub const UNLIMITED: Budget = Budget(usize::MAX);
     /// What looking at one key costs, in bytes.
     pub(super) const KEY: usize = 64;
+
+    fn is_unlimited(self) -> bool {
+        // Whoever begins without a bound cannot spend a noticeable part of it.
+        self.0 > usize::MAX / 2
+    }
 
     pub(super) fn spend(&mut self, bytes: usize) -> Result<(), ReadError> {
         self.0 = self.0.checked_sub(bytes).ok_or(ReadError::OverBudget)?;
@@ -148,9 +153,16 @@ fn count_all(
     revision: i64,
     budget: &mut Budget,
 ) -> Result<usize, ReadError> {
+    count_rest(view.keys(bounds, revision)?, budget)
+}
+
+/// How many keys an iterator has left.
+fn count_rest(mut keys: Keys<'_>, budget: &mut Budget) -> Result<usize, ReadError> {
+    if budget.is_unlimited() {
+        return Ok(keys.remaining()? as usize);
+    }
     let mut count = 0;
-    for meta in view.keys(bounds, revision)? {
-        meta?;
+    while keys.next().transpose()?.is_some() {
         budget.spend(Budget::KEY)?;
         count += 1;
     }
@@ -167,15 +179,15 @@ fn in_key_order(
     buf: &mut BytesMut,
 ) -> Result<(bool, usize), ReadError> {
     let mut count = 0;
-    for meta in view.keys(bounds, request.revision)? {
-        let meta = meta?;
+    let mut keys = view.keys(bounds, request.revision)?;
+    while count < limit {
+        let Some(meta) = keys.next().transpose()? else { return Ok((false, count)) };
         budget.spend(Budget::KEY)?;
-        if count < limit {
-            put_pair(view, request, &meta, budget, buf)?;
-        }
+        put_pair(view, request, &meta, budget, buf)?;
         count += 1;
     }
-    Ok((count > limit, count))
+    let beyond = count_rest(keys, budget)?;
+    Ok((beyond > 0, count + beyond))
 }
 
 /// R8 to R11: keys are gathered, filtered and sorted, then cut to the limit.
@@ -306,9 +318,12 @@ pub fn count_from(
     count_all(view, bounds, revision, &mut budget)
 }
 
-/// Appends what stands only on the last message of a stream.
-pub fn put_last(buf: &mut BytesMut, header: &ResponseHeader, more: bool, count: usize) {
-    put_message(buf, FIELD_HEADER, header);
-    put_bool(buf, FIELD_MORE, more);
-    put_int64(buf, FIELD_COUNT, count as i64);
+/// The last message of a stream: the pairs of its chunk, and what stands on no other message.
+pub fn last_chunk(header: &ResponseHeader, kvs: &[u8], more: bool, count: usize) -> BytesMut {
+    let mut message = BytesMut::with_capacity(kvs.len() + header.encoded_len() + 32);
+    put_message(&mut message, FIELD_HEADER, header);
+    message.extend_from_slice(kvs);
+    put_bool(&mut message, FIELD_MORE, more);
+    put_int64(&mut message, FIELD_COUNT, count as i64);
+    message
 }

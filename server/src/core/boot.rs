@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use trilith_engine::Store;
 use trilith_raft::{Node, ids};
-use trilith_wal::{Metadata, Replay, Wal};
+use trilith_wal::{Metadata, Replay, Wal, WalError};
 
 use super::shared::{Handle, Shared};
 use super::{Config, Core, Fatal};
@@ -32,12 +32,10 @@ impl Core {
     pub fn open(config: Config) -> Result<(Core, Handle), Fatal> {
         let snap_dir = config.data_dir.join("member").join("snap");
         let wal_dir = config.wal_dir.clone().unwrap_or_else(|| config.data_dir.join("member").join("wal"));
-        for dir in [&snap_dir, &wal_dir] {
-            config
-                .disk
-                .create_dir_all(dir)
-                .map_err(|error| Fatal::Boot(format!("{}: {error}", dir.display())))?;
-        }
+        config
+            .disk
+            .create_dir_all(&snap_dir)
+            .map_err(|error| Fatal::Boot(format!("{}: {error}", snap_dir.display())))?;
         let path = snap_dir.join("db");
         let store = Store::open(trilith_engine::Options {
             path: path.clone(),
@@ -79,7 +77,7 @@ fn open_node(config: &Config, store: &Store, path: &Path, dir: PathBuf) -> Resul
         return Ok((bootstrap(config, wal, identity, &member)?, identity));
     }
     let dir = options.dir.clone();
-    let (wal, replay) = Wal::open(options, applied)?;
+    let (wal, replay) = open_log(options, applied)?;
     let identity = Identity { member_id: replay.metadata.node_id, cluster_id: replay.metadata.cluster_id };
     if applied == 0 && was_never_used(&replay) {
         let (expected, member) = first_identity(config)?;
@@ -95,6 +93,15 @@ fn open_node(config: &Config, store: &Store, path: &Path, dir: PathBuf) -> Resul
     let conf_state = members::conf_state(store.view())?;
     let raft = raft_config(config, identity.member_id);
     Ok((Node::restart(raft, wal, replay, applied, applied_term, conf_state)?, identity))
+}
+
+/// Opens the log so that it shows the entry that was applied last, if it is still there: that proves that nothing
+/// is missing between store and log, even when the machine went down before the log got the checkpoint's mark.
+fn open_log(options: trilith_wal::Options, applied: u64) -> Result<(Wal, Replay), WalError> {
+    match Wal::open(options.clone(), applied.saturating_sub(1)) {
+        Err(WalError::Missing { .. }) if applied > 0 => Wal::open(options, applied),
+        opened => opened,
+    }
 }
 
 /// The machine went down between making the log and its first batch.

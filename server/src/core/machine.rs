@@ -161,7 +161,6 @@ impl Core {
         self.shared.set_now(now);
         self.take_inbox();
         self.keep_time();
-        self.revoke_expired();
         loop {
             self.ask_for_reads();
             self.propose_backlog()?;
@@ -169,7 +168,7 @@ impl Core {
             self.apply_committed()?;
             self.follow_leadership()?;
             self.let_readers_through();
-            progressed |= self.campaign_alone()? | self.announce()?;
+            progressed |= self.campaign_alone()? | self.announce()? | self.revoke_expired();
             // Messages to peers: a lone voter has none.
             self.out.messages.clear();
             if !progressed {
@@ -435,12 +434,16 @@ impl Core {
         Ok(proposed)
     }
 
-    fn revoke_expired(&mut self) {
+    /// Whether it proposed.
+    fn revoke_expired(&mut self) -> bool {
+        let mut proposed = false;
         while self.revokes_under_way < REVOKES_MAX && self.leadership.primary_term != 0 {
             let Some(id) = self.shared.lessor().next_due() else { break };
             self.revokes_under_way += 1;
             self.propose_own(Waiter::Revoke(id), &Command::LeaseRevoke(pb::LeaseRevokeRequest { id }));
+            proposed = true;
         }
+        proposed
     }
 
     /// Goes on with a compaction, a little at a time; answers those who wait for its end (C3).
@@ -503,18 +506,15 @@ impl Core {
         Some(job)
     }
 
-    /// Takes note of a durable checkpoint: what the log holds up to it is no longer needed.
+    /// Takes note of a durable checkpoint. The log keeps what the checkpoint before it needs, and the entry before
+    /// that: a start looks for the last applied entry.
     pub fn checkpoint_finished(&mut self, outcome: Result<CheckpointDone, StoreError>) -> Result<(), Fatal> {
         let info = self.store.finish_checkpoint(outcome?)?;
         if let Some(conf_state) = self.checkpoints.running.take()
             && info.applied_index > 0
         {
-            self.node.checkpointed(
-                info.applied_index,
-                info.applied_term,
-                conf_state,
-                info.previous_applied_index,
-            )?;
+            let release = info.previous_applied_index.saturating_sub(1);
+            self.node.checkpointed(info.applied_index, info.applied_term, conf_state, release)?;
         }
         Ok(())
     }
@@ -544,4 +544,30 @@ impl Drop for Core {
 /// Whether the cluster has this version, or a later one.
 fn is_current(version: Option<&str>) -> bool {
     version.and_then(members::parse_version) >= members::parse_version(CLUSTER_VERSION)
+}
+
+#[cfg(test)]
+mod tests {
+    use trilith_disk::sim::SimDisk;
+
+    use super::*;
+
+    #[test]
+    fn i3_an_entry_that_is_not_understood_ends_the_member_by_name() {
+        for (data, named) in [(&[0xe2, 0xea, 0x04, 0x00][..], "[9900]"), (&[0x22, 0x7f], "does not decode")] {
+            let disk = SimDisk::new();
+            let config = Config { map: false, ..Config::new("data".into(), Arc::new(disk)) };
+            let (mut core, handle) = Core::open(config).unwrap();
+            core.step(Duration::ZERO).unwrap();
+            let applied = handle.facts().applied;
+            core.waiters.add(1, Duration::ZERO, Waiter::Publish);
+            core.backlog.push_back((1, Bytes::copy_from_slice(data)));
+            let error = core.step(Duration::ZERO).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("log entry {}", applied + 1)) && error.contains(named),
+                "{error}"
+            );
+            assert_eq!(handle.root().applied().0, applied, "nothing of it is published");
+        }
+    }
 }

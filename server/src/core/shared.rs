@@ -375,7 +375,7 @@ mod tests {
 
     #[test]
     fn i2_request_ids() {
-        assert_eq!(first_request_id(0x8e9e_05c5_2164_694d, 0x01_0203_0405), 0x694d_0102_0304_0500 | 0);
+        assert_eq!(first_request_id(0x8e9e_05c5_2164_694d, 0x01_0203_0405), 0x694d_0102_0304_0500);
         assert_eq!(first_request_id(1, u64::MAX), 0x0001_ffff_ffff_ff00);
     }
 }

@@ -1,6 +1,6 @@
 //! KV: Range, RangeStream, Put, DeleteRange, Txn, Compact.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use trilith_engine::Root;
 use trilith_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use trilith_proto::etcdserverpb::request_op::Request as Op;
@@ -219,31 +219,29 @@ impl RangeStream {
 
     fn chunk(&mut self, start: &[u8]) -> Result<Reply, ReadError> {
         let view = self.root.view();
-        let mut message = bytes::BytesMut::with_capacity(REPLY_BYTES);
         if self.request.count_only {
             let count = range::count_from(view, &self.request, start, self.revision)?;
-            range::put_last(&mut message, &self.header, false, count);
-            return Ok(stream_reply(&message));
+            return Ok(stream_reply(&range::last_chunk(&self.header, &[], false, count)));
         }
         let limit = usize::try_from(self.request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
         let keys = self.chunk_keys.min(limit - self.sent);
-        let (read, next) = range::chunk(view, &self.request, start, self.revision, keys, &mut message)?;
+        let mut kvs = BytesMut::with_capacity(REPLY_BYTES);
+        let (read, next) = range::chunk(view, &self.request, start, self.revision, keys, &mut kvs)?;
         self.sent += read;
-        if message.len() < self.chunk_bytes / 2 {
+        if kvs.len() < self.chunk_bytes / 2 {
             self.chunk_keys = keys.saturating_mul(2);
-        } else if message.len() > self.chunk_bytes.saturating_mul(2) {
+        } else if kvs.len() > self.chunk_bytes.saturating_mul(2) {
             self.chunk_keys = (keys / 2).max(1);
         }
-        match next {
-            Some(next) if self.sent < limit => self.next = Some(next),
-            next => {
-                let beyond = match &next {
-                    Some(next) => range::count_from(view, &self.request, next, self.revision)?,
-                    None => 0,
-                };
-                range::put_last(&mut message, &self.header, beyond > 0, self.sent + beyond);
+        let beyond = match next {
+            Some(next) if self.sent < limit => {
+                self.next = Some(next);
+                return Ok(stream_reply(&kvs));
             }
-        }
+            Some(next) => range::count_from(view, &self.request, &next, self.revision)?,
+            None => 0,
+        };
+        let message = range::last_chunk(&self.header, &kvs, beyond > 0, self.sent + beyond);
         Ok(stream_reply(&message))
     }
 }

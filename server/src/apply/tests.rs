@@ -1,0 +1,178 @@
+//! What entries leave in the store, and what nobody waits for.
+
+use std::sync::Arc;
+
+use trilith_disk::sim::SimDisk;
+use trilith_engine::View;
+use trilith_proto::etcdserverpb::request_op::Request as Op;
+use trilith_proto::etcdserverpb::response_op::Response;
+
+use super::*;
+
+fn store() -> Store {
+    let options = trilith_engine::Options {
+        path: "db".into(),
+        disk: Arc::new(SimDisk::new()),
+        map: false,
+        dirty_bytes_max: 1 << 20,
+    };
+    Store::open(options).unwrap()
+}
+
+struct Bench {
+    store: Store,
+    lessor: Mutex<Lessor>,
+    changes: Vec<Change>,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench { store: store(), lessor: Mutex::new(Lessor::new(2)), changes: Vec::new() }
+    }
+
+    fn apply(&mut self, command: Command, wanted: bool) -> Answer {
+        let mut cx = Context {
+            header: pb::ResponseHeader { cluster_id: 1, member_id: 2, raft_term: 3, revision: 0 },
+            now: Duration::ZERO,
+            wanted,
+            lessor: &self.lessor,
+            changes: &mut self.changes,
+        };
+        match apply(&mut self.store, command, &mut cx).unwrap() {
+            Applied::Done(answer) | Applied::AfterCompaction(answer) => answer,
+        }
+    }
+
+    fn conf_change(
+        &mut self,
+        kind: raftpb::ConfChangeType,
+        member: &members::Member,
+    ) -> Result<bool, ApplyError> {
+        let change = raftpb::ConfChange {
+            id: None,
+            r#type: Some(kind as i32),
+            node_id: Some(member.id),
+            context: Some(members::encode(member).into()),
+        };
+        conf_change(&mut self.store, &change)
+    }
+}
+
+fn tree(view: View<'_>, tree: TreeId) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut cursor = view.seek(tree, b"").unwrap();
+    let mut entries = Vec::new();
+    while let Some(key) = cursor.key().map(<[u8]>::to_vec) {
+        entries.push((key, cursor.value().unwrap().unwrap().to_vec()));
+        cursor.next().unwrap();
+    }
+    entries
+}
+
+fn put(key: &'static str) -> pb::PutRequest {
+    pb::PutRequest { key: key.into(), value: "v".into(), ..Default::default() }
+}
+
+#[test]
+fn t15_i4_ranges_that_nobody_waits_for_are_not_read() {
+    let mut bench = Bench::new();
+    let ops = [
+        Op::RequestPut(put("a")),
+        Op::RequestRange(pb::RangeRequest { key: "a".into(), ..Default::default() }),
+    ];
+    let success = ops.map(|op| pb::RequestOp { request: Some(op) }).to_vec();
+    let request = Command::Txn(pb::TxnRequest { success, ..Default::default() });
+    for (wanted, responses) in [(true, 2), (false, 0)] {
+        let reply = bench.apply(request.clone(), wanted).unwrap();
+        let response = pb::TxnResponse::decode(reply.message()).unwrap();
+        assert_eq!(response.responses.len(), responses);
+        if let Some(Response::ResponseRange(range)) =
+            response.responses.get(1).and_then(|op| op.response.clone())
+        {
+            assert_eq!(range.count, 1);
+        }
+    }
+    assert_eq!((bench.store.view().revision(), bench.changes.len()), (3, 2), "the effects are the same");
+    let range = Command::Range(pb::RangeRequest { key: "a".into(), ..Default::default() });
+    assert!(!bench.apply(range.clone(), true).unwrap().message().is_empty());
+    assert!(bench.apply(range, false).unwrap().message().is_empty());
+}
+
+#[test]
+fn lease_records_are_etcds() {
+    let mut bench = Bench::new();
+    bench.apply(Command::LeaseGrant(pb::LeaseGrantRequest { id: 0x1234, ttl: 60 }), true).unwrap();
+    let record = leasepb::Lease { id: 0x1234, ttl: 60, remaining_ttl: 0 }.encode_to_vec();
+    assert_eq!(tree(bench.store.view(), TreeId::Lease), [(0x1234_i64.to_be_bytes().to_vec(), record)]);
+    let checkpoints = vec![
+        pb::LeaseCheckpoint { id: 0x1234, remaining_ttl: 20 },
+        pb::LeaseCheckpoint { id: 5, remaining_ttl: 1 },
+    ];
+    bench.apply(Command::LeaseCheckpoint(pb::LeaseCheckpointRequest { checkpoints }), true).unwrap();
+    let mut restored = Lessor::new(2);
+    restore_leases(&bench.store, &mut restored).unwrap();
+    assert_eq!(restored.ttl(0x1234, Duration::ZERO), Some((60, 20)), "L12");
+    bench.apply(Command::Put(pb::PutRequest { lease: 0x1234, ..put("a") }), true).unwrap();
+    bench.apply(Command::LeaseRevoke(pb::LeaseRevokeRequest { id: 0x1234 }), true).unwrap();
+    assert_eq!(tree(bench.store.view(), TreeId::Lease), []);
+    assert!(bench.changes[1].deleted && bench.changes[1].key == "a");
+}
+
+#[test]
+fn m8_conf_changes() {
+    use raftpb::ConfChangeType::{ConfChangeAddNode as Add, ConfChangeRemoveNode as Remove};
+    let mut bench = Bench::new();
+    let member = |id, url: &str| members::Member { id, peer_urls: vec![url.into()], ..Default::default() };
+    assert!(bench.conf_change(Add, &member(0xab, "http://a:1")).unwrap());
+    assert!(!bench.conf_change(Add, &member(0xab, "http://b:1")).unwrap(), "the id is there");
+    assert!(!bench.conf_change(Add, &member(0xcd, "http://a:1")).unwrap(), "the URL is in use");
+    bench.store.insert(TreeId::MembersRemoved, b"ef", b"removed").unwrap();
+    assert!(!bench.conf_change(Add, &member(0xef, "http://c:1")).unwrap(), "removed for good");
+    let error = bench.conf_change(Remove, &member(0xab, "http://a:1")).unwrap_err().to_string();
+    assert!(error.contains("ConfChangeRemoveNode"), "{error}");
+    let json = br#"{"id":171,"peerURLs":["http://a:1"]}"#.to_vec();
+    assert_eq!(tree(bench.store.view(), TreeId::Members), [(b"ab".to_vec(), json)], "V1");
+
+    let attributes = membershippb::Attributes { name: "n".into(), client_urls: vec!["http://a:2".into()] };
+    for id in [0xab, 0x99] {
+        let request = membershippb::ClusterMemberAttrSetRequest {
+            member_id: id,
+            member_attributes: Some(attributes.clone()),
+        };
+        bench.apply(Command::ClusterMemberAttrSet(request), false).unwrap();
+    }
+    let json = br#"{"id":171,"peerURLs":["http://a:1"],"name":"n","clientURLs":["http://a:2"]}"#.to_vec();
+    assert_eq!(
+        tree(bench.store.view(), TreeId::Members),
+        [(b"ab".to_vec(), json)],
+        "unknown ids are passed over"
+    );
+}
+
+#[test]
+fn versions_and_conf_state_are_etcds() {
+    let mut bench = Bench::new();
+    let version =
+        |ver: &str| Command::ClusterVersionSet(membershippb::ClusterVersionSetRequest { ver: ver.into() });
+    bench.apply(version("3.7.0"), false).unwrap();
+    assert_eq!(tree(bench.store.view(), TreeId::Cluster), [(b"clusterVersion".to_vec(), b"3.7.0".to_vec())]);
+    assert_eq!(
+        bench.store.view().get(TreeId::Meta, b"storageVersion").unwrap().as_deref(),
+        Some(&b"3.7.0"[..]),
+        "X17"
+    );
+    let state =
+        raftpb::ConfState { voters: vec![u64::MAX, 3], auto_leave: Some(false), ..Default::default() };
+    members::put_conf_state(&mut bench.store, &state).unwrap();
+    let json = br#"{"voters":[18446744073709551615,3],"auto_leave":false}"#;
+    assert_eq!(bench.store.view().get(TreeId::Meta, b"confState").unwrap().as_deref(), Some(&json[..]), "M1");
+    assert_eq!(members::conf_state(bench.store.view()).unwrap(), state);
+    let mut cx = Context {
+        header: pb::ResponseHeader::default(),
+        now: Duration::ZERO,
+        wanted: false,
+        lessor: &bench.lessor,
+        changes: &mut bench.changes,
+    };
+    let error = apply(&mut bench.store, version("three"), &mut cx).unwrap_err().to_string();
+    assert!(error.contains("\"three\""), "{error}");
+}

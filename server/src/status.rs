@@ -8,7 +8,8 @@ use std::borrow::Cow;
 
 use trilith_engine::StoreError;
 
-/// gRPC status codes, by their wire numbers.
+/// gRPC status codes, by their wire numbers. Their names are gRPC's.
+#[allow(missing_docs)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Code {

@@ -170,6 +170,7 @@ fn t9_t10_the_taken_path_is_checked_first() {
         ("T9 lease", with(PutRequest { lease: 5, ..put("z", "") }), Some(status::LEASE_NOT_FOUND)),
         ("T9 ignored value", with(PutRequest { ignore_value: true, ..put("z", "") }), Some(status::KEY_NOT_FOUND)),
         ("T9 ignored lease", with(PutRequest { ignore_lease: true, ..put("z", "") }), Some(status::KEY_NOT_FOUND)),
+        ("T9 keeping what the transaction deletes", op_txn(vec![op_delete("a", "\0"), with(PutRequest { ignore_value: true, ..put("a", "") })], vec![]), Some(status::KEY_NOT_FOUND)),
         ("T9 nested", op_txn(vec![range_at(3)], vec![]), Some(status::FUTURE_REV)),
         ("T10 -1, never compacted", range_at(-1), None),
         ("T10 -2", range_at(-2), Some(status::COMPACTED)),

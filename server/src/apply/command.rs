@@ -11,7 +11,8 @@ use trilith_proto::{etcdserverpb as pb, membershippb};
 const FIELD_ID: u32 = 1;
 const FIELD_HEADER: u32 = 100;
 
-/// The request of an entry, by its field number in InternalRaftRequest.
+/// The request of an entry, by its field number in InternalRaftRequest; each is named as its field is.
+#[allow(missing_docs)]
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Command {
     #[prost(message, tag = "3")]

@@ -5,6 +5,7 @@
 //! state. An entry that it does not understand is a named error that stops the member.
 
 pub mod command;
+pub mod key_set;
 pub mod members;
 pub mod range;
 #[cfg(test)]

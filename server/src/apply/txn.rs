@@ -13,6 +13,7 @@ use trilith_proto::etcdserverpb::{
     Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest,
 };
 
+use super::key_set::KeySet;
 use super::range::{self, Budget, ReadError, key_range};
 use crate::reply::{embedded_len, put_bool, put_embedded, put_int64, put_message};
 use crate::status::{self, Status};
@@ -206,7 +207,7 @@ fn accepts(result: i32, ordering: std::cmp::Ordering) -> bool {
 
 /// T9: checks the taken path before anything is changed: every put of it, then every range.
 pub fn check(view: View<'_>, request: &TxnRequest, path: &Path) -> Result<(), TxnError> {
-    check_puts(view, request, path, &mut Vec::new())?;
+    check_puts(view, request, path, &mut KeySet::default())?;
     check_ranges(view, request, path)
 }
 
@@ -216,7 +217,7 @@ fn check_puts<'r>(
     view: View<'_>,
     request: &'r TxnRequest,
     path: &Path,
-    deleted: &mut Vec<KeyRange<'r>>,
+    deleted: &mut KeySet<'r>,
 ) -> Result<(), TxnError> {
     let mut nested = path.nested.iter();
     for op in path.ops(request) {
@@ -226,11 +227,13 @@ fn check_puts<'r>(
                 check_kept(view, put)?;
                 check_lease(view, put)?;
                 let keeps = put.ignore_value || put.ignore_lease;
-                if keeps && deleted.iter().any(|range| covers(range, &put.key)) {
+                if keeps && deleted.covers(&put.key) {
                     return Err(status::KEY_NOT_FOUND.into());
                 }
             }
-            Some(Op::RequestDeleteRange(delete)) => deleted.push(key_range(&delete.key, &delete.range_end)),
+            Some(Op::RequestDeleteRange(delete)) => {
+                add_deleted(deleted, key_range(&delete.key, &delete.range_end))
+            }
             Some(Op::RequestTxn(inner)) => check_puts(view, inner, next(&mut nested)?, deleted)?,
             Some(Op::RequestRange(_)) | None => {}
         }
@@ -238,11 +241,11 @@ fn check_puts<'r>(
     Ok(())
 }
 
-fn covers(range: &KeyRange<'_>, key: &[u8]) -> bool {
+fn add_deleted<'r>(deleted: &mut KeySet<'r>, range: KeyRange<'r>) {
     match range.end {
-        None => range.start == key,
-        Some([]) => range.start <= key,
-        Some(end) => range.start <= key && key < end,
+        None => deleted.add_key(range.start),
+        Some([]) => deleted.add_from(range.start),
+        Some(end) => deleted.add_interval(range.start, end),
     }
 }
 

@@ -26,13 +26,17 @@ const APPLY_GAP_MAX: u64 = 5000;
 /// The published facts of the member, readable at any time without a lock.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Facts {
+    /// Id of the cluster.
     pub cluster_id: u64,
+    /// Id of this member.
     pub member_id: u64,
-    /// 0 when none is known.
+    /// Id of the leader; 0 when none is known.
     pub leader: u64,
     /// Live raft term.
     pub term: u64,
+    /// Index of the last committed entry.
     pub commit: u64,
+    /// Index of the last applied entry.
     pub applied: u64,
     /// Term of the last applied entry: what response headers carry.
     pub applied_term: u64,

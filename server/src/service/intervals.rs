@@ -1,54 +1,20 @@
 //! Which keys the operations of a transaction put and delete: none may be put twice, or put and deleted (T3, T4).
 
-use std::collections::{BTreeMap, HashSet};
-use std::ops::Bound;
+use std::collections::HashSet;
 
-use trilith_proto::etcdserverpb::RequestOp;
 use trilith_proto::etcdserverpb::request_op::Request as Op;
+use trilith_proto::etcdserverpb::{DeleteRangeRequest, RequestOp};
 
+use crate::apply::key_set::KeySet;
 use crate::status::{self, Status};
 
-/// Deleted keys: intervals that do not overlap, by start, and beside them every single key.
-///
 /// The ends are taken as they stand in the request. So a delete from a key on, whose end is a single zero byte,
 /// collides with no put, like any other that ends before it starts; etcd has it so.
-#[derive(Default)]
-struct Deletes<'r> {
-    keys: HashSet<&'r [u8]>,
-    intervals: BTreeMap<&'r [u8], &'r [u8]>,
-}
-
-impl<'r> Deletes<'r> {
-    fn add(&mut self, key: &'r [u8], end: &'r [u8]) {
-        if end.is_empty() {
-            self.keys.insert(key);
-        }
-        if end <= key {
-            return;
-        }
-        let (mut start, mut end) = (key, end);
-        if let Some((before, until)) = self.intervals.range(..=start).next_back()
-            && *until >= start
-        {
-            (start, end) = (*before, end.max(*until));
-        }
-        let swallowed: Vec<_> = self.intervals.range(start..=end).map(|(start, _)| *start).collect();
-        for other in swallowed {
-            end = self.intervals.remove(other).map_or(end, |until| end.max(until));
-        }
-        self.intervals.insert(start, end);
-    }
-
-    fn covers(&self, key: &[u8]) -> bool {
-        let before = self.intervals.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back();
-        self.keys.contains(key) || before.is_some_and(|(_, until)| key < *until)
-    }
-
-    fn absorb(&mut self, other: Deletes<'r>) {
-        for (start, end) in other.intervals {
-            self.add(start, end);
-        }
-        self.keys.extend(other.keys);
+fn add<'r>(deletes: &mut KeySet<'r>, delete: &'r DeleteRangeRequest) {
+    if delete.range_end.is_empty() {
+        deletes.add_key(&delete.key);
+    } else {
+        deletes.add_interval(&delete.key, &delete.range_end);
     }
 }
 
@@ -60,12 +26,12 @@ pub(super) fn check(ops: &[RequestOp]) -> Result<(), Status> {
 type Puts<'r> = HashSet<&'r [u8]>;
 
 /// Deletes of this level first, then what is nested, sibling by sibling, then the puts of this level.
-fn collect(ops: &[RequestOp]) -> Result<(Puts<'_>, Deletes<'_>), Status> {
-    let mut deletes = Deletes::default();
+fn collect(ops: &[RequestOp]) -> Result<(Puts<'_>, KeySet<'_>), Status> {
+    let mut deletes = KeySet::default();
     let mut puts = Puts::new();
     for op in ops {
         if let Some(Op::RequestDeleteRange(delete)) = &op.request {
-            deletes.add(&delete.key, &delete.range_end);
+            add(&mut deletes, delete);
         }
     }
     for op in ops {
@@ -89,35 +55,4 @@ fn collect(ops: &[RequestOp]) -> Result<(Puts<'_>, Deletes<'_>), Status> {
         }
     }
     Ok((puts, deletes))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn merged_intervals_cover_what_the_single_ones_cover() {
-        let intervals: [(&[u8], &[u8]); 7] = [
-            (b"d", b"f"),
-            (b"a", b"b"),
-            (b"b", b"c"),
-            (b"k", b""),
-            (b"p", b"a"),
-            (b"e", b"j"),
-            (b"0", b"\0"),
-        ];
-        let mut deletes = Deletes::default();
-        for (key, end) in intervals {
-            deletes.add(key, end);
-        }
-        for byte in 0..=255_u8 {
-            for key in [vec![byte], vec![byte, 0], vec![byte, b'x']] {
-                let expected = intervals.iter().any(|(start, end)| match end {
-                    [] => key == *start,
-                    end => key.as_slice() >= *start && key.as_slice() < *end,
-                });
-                assert_eq!(deletes.covers(&key), expected, "{key:?}");
-            }
-        }
-    }
 }

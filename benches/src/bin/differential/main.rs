@@ -126,7 +126,7 @@ async fn differential(args: &Args, seed: u64, scratch: &Scratch) -> Result<()> {
         "differential: {} requests, {hashes} hash rounds, {} restarts, {events} events equal; revision {last}, \
          compacted {compacted}; seed {seed}; {:.1} s",
         sent.len(),
-        args.restarts,
+        kinds.get("restart").copied().unwrap_or(0),
         begin.elapsed().as_secs_f64()
     );
     Ok(())

@@ -65,7 +65,7 @@ impl Args {
     fn flags(&self, start: usize) -> Vec<String> {
         let choices: Vec<&str> = self.wal_io.split(',').filter(|choice| !choice.is_empty()).collect();
         match choices.len() {
-            0 => vec!["--quota-backend-bytes=8589934592".into()],
+            0 => Vec::new(),
             n => vec![format!("--trilith-wal-io={}", choices[start % n])],
         }
     }

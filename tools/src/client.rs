@@ -189,9 +189,7 @@ pub(crate) struct Client {
 macro_rules! service {
     ($name:ident, $client:ident) => {
         pub(crate) fn $name(&self) -> $client<Channel> {
-            $client::new(self.channel.clone())
-                .max_encoding_message_size(self.max_request)
-                .max_decoding_message_size(self.max_answer)
+            $client::new(self.channel.clone()).max_decoding_message_size(self.max_answer)
         }
     };
 }
@@ -202,6 +200,19 @@ impl Client {
     service!(watch, WatchClient);
     service!(cluster, ClusterClient);
     service!(maintenance, MaintenanceClient);
+
+    /// Refuses a request that is larger than `--max-request-bytes`, in the words of Go's gRPC.
+    ///
+    /// # Errors
+    /// Code 1.
+    pub(crate) fn check_size(&self, request: &impl prost::Message) -> Result<(), Failure> {
+        let (size, max) = (request.encoded_len(), self.max_request);
+        if size > max {
+            let text = format!("trying to send message larger than max ({size} vs. {max})");
+            return Err(Failure::error(status_text(&Status::resource_exhausted(text))));
+        }
+        Ok(())
+    }
 
     /// Waits for an answer until the command's deadline.
     ///

@@ -57,9 +57,3 @@ impl Failure {
         Failure::new(code, "")
     }
 }
-
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Failure {
-        Failure::io(format_args!("standard output: {error}"))
-    }
-}

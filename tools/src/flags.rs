@@ -18,7 +18,6 @@ pub(crate) enum Kind {
     /// A signed number.
     Int,
     /// A number that is not negative.
-    #[allow(dead_code)]
     Uint,
     /// Any text.
     Text,
@@ -234,6 +233,11 @@ impl Flags {
         &row.unwrap_or_else(|| panic!("the command has no flag --{name}")).1
     }
 
+    /// Whether the command has the flag.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.rows.iter().any(|row| row.0.name == name)
+    }
+
     /// Whether the flag was given, on the command line or in the environment.
     pub(crate) fn changed(&self, name: &str) -> bool {
         self.rows.iter().any(|row| row.0.name == name && row.2)
@@ -298,6 +302,32 @@ fn read(kind: Kind, text: &str) -> Result<Value, String> {
         Kind::List => Ok(Value::List(text.split(',').map(|item| item.trim().to_owned()).collect())),
         Kind::Duration => parse_duration(text).map(Value::Duration),
     }
+}
+
+/// Where the first argument stands that is neither a flag nor a flag's value. A long flag that is not in `tables` is
+/// taken to have a value.
+pub(crate) fn first_word(args: &[Vec<u8>], tables: &[&[Flag]]) -> Option<usize> {
+    let stands_alone = |name: &[u8]| {
+        let boolean = |flag: &&Flag| flag.kind == Kind::Bool;
+        tables.iter().copied().flatten().filter(boolean).any(|flag| match name {
+            [b'-', b'-', long @ ..] => flag.name.as_bytes() == long,
+            [b'-', short] => flag.short == Some(char::from(*short)),
+            _ => false,
+        })
+    };
+    let mut at = 0;
+    while let Some(arg) = args.get(at) {
+        match arg.as_slice() {
+            b"--" => return None,
+            [b'-', _, ..] => {
+                let long = arg.starts_with(b"--");
+                let takes_next = !arg.contains(&b'=') && (long || arg.len() == 2) && !stands_alone(arg);
+                at += 1 + usize::from(takes_next);
+            }
+            _ => return Some(at),
+        }
+    }
+    None
 }
 
 /// How a help text lists `flags`: one line each, the help texts in one column.

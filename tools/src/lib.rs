@@ -3,6 +3,7 @@
 //! It promises etcd's command line: the same commands, flags, environment variables, output bytes and exit codes.
 //! It knows the protocol and nothing of the server: whatever it says, it learned from an answer.
 
+pub mod bench;
 mod client;
 pub mod ctl;
 mod exit;
@@ -10,6 +11,7 @@ mod flags;
 mod gojson;
 mod gotext;
 mod print;
+mod terminal;
 
 pub use exit::Failure;
 
@@ -21,7 +23,7 @@ pub fn conclude(outcome: Result<(), Failure>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.text.is_empty() {
-                eprintln!("Error: {}", failure.text);
+                terminal::note(format_args!("Error: {}", failure.text));
             }
             ExitCode::from(failure.code)
         }

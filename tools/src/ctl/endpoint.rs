@@ -8,6 +8,7 @@ use crate::client::{Client, Config};
 use crate::exit::Failure;
 use crate::gotext::duration;
 use crate::print::{Answer, Format, Health};
+use crate::terminal::note;
 
 /// The server's refusal that still proves that the cluster agreed on the read.
 const PERMISSION_DENIED: &str = "etcdserver: permission denied";
@@ -20,7 +21,7 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
             Ok(answer) => answers.push((endpoint, answer)),
             Err(reason) => {
                 failed = true;
-                eprintln!("Failed to get the status of endpoint {endpoint} ({reason})");
+                note(format_args!("Failed to get the status of endpoint {endpoint} ({reason})"));
             }
         }
     }
@@ -35,7 +36,7 @@ pub(super) async fn hash_kv(session: &Session) -> Result<(), Failure> {
         match member_hash(&session.config.only(&endpoint), session.flags.int("rev")).await {
             Ok(answer) => answers.push((endpoint, answer)),
             Err(reason) => {
-                eprintln!("Failed to get the hash of endpoint {endpoint} ({reason})");
+                note(format_args!("Failed to get the hash of endpoint {endpoint} ({reason})"));
                 outcome = Err(Failure::error(reason));
             }
         }
@@ -59,7 +60,10 @@ pub(super) async fn health(session: &Session) -> Result<(), Failure> {
     let sick: Vec<_> = found.iter().filter(|health| !health.error.is_empty()).collect();
     if session.printer.format == Format::Simple {
         for health in &sick {
-            eprintln!("{} is unhealthy: failed to commit proposal: {}", health.endpoint, health.error);
+            note(format_args!(
+                "{} is unhealthy: failed to commit proposal: {}",
+                health.endpoint, health.error
+            ));
         }
     }
     if sick.is_empty() { Ok(()) } else { Err(Failure::error("unhealthy cluster")) }

@@ -12,6 +12,7 @@ use crate::exit::Failure;
 use crate::flags::Flags;
 use crate::gotext::{parse_int, quote};
 use crate::print::{Answer, Format};
+use crate::terminal::{note, say};
 
 /// How long a range waits before it is deleted.
 const SECOND_THOUGHTS: Duration = Duration::from_secs(2);
@@ -62,6 +63,7 @@ pub(super) async fn put(session: &Session) -> Result<(), Failure> {
         std::io::stdin().read_to_end(&mut value).map(|_| value).unwrap_or_default()
     })?;
     let client = session.connect().await?;
+    client.check_size(&request)?;
     let answer = client.call(client.kv().put(request)).await.map_err(Failure::error)?;
     session.print(&Answer::Put(&answer))
 }
@@ -69,12 +71,12 @@ pub(super) async fn put(session: &Session) -> Result<(), Failure> {
 pub(super) async fn delete(session: &Session) -> Result<(), Failure> {
     let request = delete_request(&session.flags, session.args())?;
     if let ([from, to], false) = (session.args(), session.flags.bool("range")) {
-        eprintln!(
+        note(format_args!(
             "Warning: Keys between {} and {} will be deleted. Please interrupt the command within next 2 seconds to \
              cancel. You can provide `--range` flag to avoid the delay.",
             quote(from),
             quote(to)
-        );
+        ));
         tokio::time::sleep(SECOND_THOUGHTS).await;
     }
     let client = session.config.connect(session.config.deadline()).await?;
@@ -90,8 +92,7 @@ pub(super) async fn compaction(session: &Session) -> Result<(), Failure> {
     let client = session.connect().await?;
     let request = pb::CompactionRequest { revision, physical: session.flags.bool("physical") };
     client.call(client.kv().compact(request)).await.map_err(Failure::error)?;
-    println!("compacted revision {revision}");
-    Ok(())
+    say(format!("compacted revision {revision}\n").as_bytes())
 }
 
 pub(super) fn range_request(flags: &Flags, args: &[Vec<u8>]) -> Result<pb::RangeRequest, Failure> {

@@ -11,6 +11,7 @@ use crate::client::{Client, status_text};
 use crate::exit::Failure;
 use crate::gotext::parse_int;
 use crate::print::{Answer, Format};
+use crate::terminal::say;
 
 /// How long the first answer to a keep-alive may take; later the lease's own time counts.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
@@ -88,7 +89,7 @@ pub(super) async fn keep_alive(session: &Session) -> Result<(), Failure> {
         }
     }
     if session.printer.format == Format::Simple {
-        println!("lease {id:016x} expired or revoked.");
+        say(format!("lease {id:016x} expired or revoked.\n").as_bytes())?;
     }
     Ok(())
 }

@@ -14,8 +14,9 @@ use tokio::time::Instant;
 
 use crate::client::{Client, Config};
 use crate::exit::Failure;
-use crate::flags::{Flags, Positional, describe};
+use crate::flags::{Flags, Positional, describe, first_word};
 use crate::print::{Answer, Printer};
+use crate::terminal::{note, say};
 
 #[cfg(test)]
 pub(crate) use table::GLOBAL_FLAGS;
@@ -66,26 +67,20 @@ impl Session {
 pub fn run(args: Vec<Vec<u8>>) -> Result<(), Failure> {
     let (path, args) = find(&args)?;
     let Some(command) = COMMANDS.iter().find(|command| command.path == path.as_slice()) else {
-        print!("{}", group_help(&path));
-        return Ok(());
+        return say(group_help(&path).as_bytes());
     };
     let mut flags = Flags::new(&[command.flags, table::GLOBAL_FLAGS, table::HELP_FLAG]);
     let rest = flags.parse(&args)?;
     if flags.bool("help") {
-        print!("{}", command_help(command));
-        return Ok(());
+        return say(command_help(command).as_bytes());
     }
     match command.verb {
         Verb::Version => {
-            println!("etcdctl version: {VERSION}\nAPI version: {API_VERSION}");
-            return Ok(());
+            return say(format!("etcdctl version: {VERSION}\nAPI version: {API_VERSION}\n").as_bytes());
         }
         Verb::Options => {
-            print!(
-                "The following options can be passed to any command:\n\n{}",
-                describe(table::GLOBAL_FLAGS)
-            );
-            return Ok(());
+            let list = describe(table::GLOBAL_FLAGS);
+            return say(format!("The following options can be passed to any command:\n\n{list}").as_bytes());
         }
         Verb::Help => return help(&rest.args),
         Verb::Later => {
@@ -140,7 +135,10 @@ fn find(args: &[Vec<u8>]) -> Result<(Vec<&'static str>, Vec<Vec<u8>>), Failure> 
         if COMMANDS.iter().any(|command| command.path == path.as_slice()) {
             return Ok((path, rest));
         }
-        let Some(at) = next_word(&rest) else { return Ok((path, rest)) };
+        let Some(at) = first_word(&rest, &[table::GLOBAL_FLAGS, table::HELP_FLAG, table::ENDPOINT_FLAGS])
+        else {
+            return Ok((path, rest));
+        };
         let word = String::from_utf8_lossy(&rest[at]).into_owned();
         let mut words: Vec<&'static str> = COMMANDS
             .iter()
@@ -163,32 +161,6 @@ fn find(args: &[Vec<u8>]) -> Result<(Vec<&'static str>, Vec<Vec<u8>>), Failure> 
     }
 }
 
-/// Where the first argument stands that is neither a flag nor a flag's value.
-fn next_word(args: &[Vec<u8>]) -> Option<usize> {
-    let known = |name: &[u8]| {
-        let all = table::GLOBAL_FLAGS.iter().chain(table::HELP_FLAG).chain(table::ENDPOINT_FLAGS);
-        let boolean = |flag: &&crate::flags::Flag| flag.kind == crate::flags::Kind::Bool;
-        all.filter(boolean).any(|flag| match name {
-            [b'-', b'-', long @ ..] => flag.name.as_bytes() == long,
-            [b'-', short] => flag.short == Some(char::from(*short)),
-            _ => false,
-        })
-    };
-    let mut at = 0;
-    while let Some(arg) = args.get(at) {
-        match arg.as_slice() {
-            b"--" => return None,
-            [b'-', _, ..] => {
-                let long = arg.starts_with(b"--");
-                let takes_next = !arg.contains(&b'=') && (long || arg.len() == 2) && !known(arg);
-                at += 1 + usize::from(takes_next);
-            }
-            _ => return Some(at),
-        }
-    }
-    None
-}
-
 /// Applies `ETCDCTL_*`, and says which of these variables mean nothing.
 fn read_environment(flags: &mut Flags, command: &Command) -> Result<(), Failure> {
     let globals = Flags::new(&[table::GLOBAL_FLAGS]).listing(ENVIRONMENT);
@@ -200,12 +172,15 @@ fn read_environment(flags: &mut Flags, command: &Command) -> Result<(), Failure>
             command.verb == Verb::Watch && ["ETCDCTL_WATCH_KEY", "ETCDCTL_WATCH_RANGE_END"].contains(&name);
         let old_habit = name == "ETCDCTL_API" && value == "3";
         if !known(name) && !of_watch && !old_habit {
-            eprintln!("warning: unrecognized environment variable {name}={}", value.to_string_lossy());
+            note(format_args!(
+                "warning: unrecognized environment variable {name}={}",
+                value.to_string_lossy()
+            ));
         }
     }
     if flags.bool("debug") {
         for (name, value) in flags.listing(ENVIRONMENT).into_iter().filter(|(name, _)| known(name)) {
-            eprintln!("{name}={value}");
+            note(format_args!("{name}={value}"));
         }
     }
     Ok(())
@@ -215,10 +190,9 @@ fn read_environment(flags: &mut Flags, command: &Command) -> Result<(), Failure>
 fn help(words: &[Vec<u8>]) -> Result<(), Failure> {
     let (path, _) = find(words)?;
     match COMMANDS.iter().find(|command| command.path == path.as_slice()) {
-        Some(command) => print!("{}", command_help(command)),
-        None => print!("{}", group_help(&path)),
+        Some(command) => say(command_help(command).as_bytes()),
+        None => say(group_help(&path).as_bytes()),
     }
-    Ok(())
 }
 
 fn command_help(command: &Command) -> String {

@@ -11,30 +11,31 @@ use crate::exit::Failure;
 use crate::flags::Flags;
 use crate::gotext::{parse_int, quote, unquote_prefix};
 use crate::print::Answer;
+use crate::terminal::say;
 
 pub(super) async fn txn(session: &Session) -> Result<(), Failure> {
     if !session.args().is_empty() {
         return Err(Failure::bad_args("txn command does not accept argument"));
     }
     let interactive = session.flags.bool("interactive");
-    let prompt = |text: &str| {
-        if interactive {
-            println!("{text}");
-        }
-    };
+    let prompt = |text: &str| if interactive { say(format!("{text}\n").as_bytes()) } else { Ok(()) };
     let request = read_request(&mut std::io::stdin().lock(), prompt)?;
     // The reading took its own time: the command's begins here.
     let client = session.config.connect(session.config.deadline()).await?;
+    client.check_size(&request)?;
     let answer = client.call(client.kv().txn(request)).await.map_err(Failure::error)?;
     session.print(&Answer::Txn(&answer))
 }
 
-fn read_request(input: &mut impl BufRead, prompt: impl Fn(&str)) -> Result<pb::TxnRequest, Failure> {
-    prompt("compares:");
+fn read_request(
+    input: &mut impl BufRead,
+    prompt: impl Fn(&str) -> Result<(), Failure>,
+) -> Result<pb::TxnRequest, Failure> {
+    prompt("compares:")?;
     let compare = read_list(input, |line| compare(line).map_err(Failure::invalid_input))?;
-    prompt("success requests (get, put, del):");
+    prompt("success requests (get, put, del):")?;
     let success = read_list(input, operation)?;
-    prompt("failure requests (get, put, del):");
+    prompt("failure requests (get, put, del):")?;
     let failure = read_list(input, operation)?;
     Ok(pb::TxnRequest { compare, success, failure })
 }
@@ -222,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_transaction_is_three_lists() {
-        let read = |text: &str| read_request(&mut text.as_bytes(), |_| {});
+        let read = |text: &str| read_request(&mut text.as_bytes(), |_| Ok(()));
         let txn =
             read("mod(\"k\") > \"0\"\n\nput k \"a b\" --prev-kv\nget k --limit 2\n\ndel k --prefix\n \n")
                 .unwrap();

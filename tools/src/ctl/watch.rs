@@ -4,7 +4,7 @@
 //! none is shown twice, none is left out, unless it was compacted meanwhile, and then the watch says so and ends.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, Write};
+use std::io::BufRead;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use crate::exit::Failure;
 use crate::flags::{Flags, Positional};
 use crate::gotext::quote;
 use crate::print::{Answer, event_type};
+use crate::terminal::{note, say};
 
 /// A reconnection goes on as long as it takes; this is one round of it.
 const RECONNECT_ROUND: Duration = Duration::from_secs(3600);
@@ -175,7 +176,7 @@ impl<'a> Watches<'a> {
                     Ok(None) => stream = Some(self.reopen().await?),
                     Err(status) if passing(&status) => stream = Some(self.reopen().await?),
                     Err(status) => {
-                        eprintln!("watch was canceled ({})", status_text(&status));
+                        note(format_args!("watch was canceled ({})", status_text(&status)));
                         self.all.clear();
                         stream = None;
                     }
@@ -232,7 +233,7 @@ impl<'a> Watches<'a> {
         let words = txn::split(line).map_err(Failure::invalid_input)?;
         match words.first().map(Vec::as_slice) {
             Some(b"watch") if words.len() < 2 && self.environment.key.is_empty() => {
-                eprintln!("Invalid command {shown} (command type or key is not provided)");
+                note(format_args!("Invalid command {shown} (command type or key is not provided)"));
             }
             Some(b"watch") => {
                 let mut flags = Flags::new(&[table::WATCH_FLAGS]);
@@ -245,7 +246,9 @@ impl<'a> Watches<'a> {
                             None => *stream = Some(self.reopen().await?),
                         }
                     }
-                    Err(reason) if reason.starts_with('`') => eprintln!("Invalid command {shown} ({reason})"),
+                    Err(reason) if reason.starts_with('`') => {
+                        note(format_args!("Invalid command {shown} ({reason})"))
+                    }
                     Err(reason) => return Err(Failure::bad_args(reason)),
                 }
             }
@@ -255,8 +258,8 @@ impl<'a> Watches<'a> {
                     let _ = stream.requests.send(pb::WatchRequest { request_union: Some(request) });
                 }
             }
-            Some(_) => eprintln!("Invalid command {shown} (only support watch)"),
-            None => eprintln!("Invalid command: {shown} (watch and progress supported)"),
+            Some(_) => note(format_args!("Invalid command {shown} (only support watch)")),
+            None => note(format_args!("Invalid command: {shown} (watch and progress supported)")),
         }
         Ok(())
     }
@@ -297,11 +300,9 @@ impl<'a> Watches<'a> {
     async fn show(&mut self, at: usize, answer: &pb::WatchResponse) -> Result<(), Failure> {
         let revision = answer.header.map_or(0, |header| header.revision);
         if answer.canceled {
-            eprintln!("watch was canceled ({})", cancel_text(answer));
+            note(format_args!("watch was canceled ({})", cancel_text(answer)));
         } else if answer.events.is_empty() {
-            let mut out = std::io::stdout().lock();
-            writeln!(out, "progress notify: {revision}")?;
-            out.flush()?;
+            say(format!("progress notify: {revision}\n").as_bytes())?;
         }
         self.session.print(&Answer::Watch(answer))?;
         let plan = &mut self.all[at].plan;
@@ -367,7 +368,7 @@ async fn execute(exec: Vec<Vec<u8>>, revision: i64, event: &Event) -> Result<(),
         Err(error) => error.to_string(),
     };
     let shown: Vec<_> = words.iter().map(|word| quote(word.as_bytes())).collect();
-    eprintln!("command [{}] error ({reason})", shown.join(" "));
+    note(format_args!("command [{}] error ({reason})", shown.join(" ")));
     Err(Failure::silent(1))
 }
 

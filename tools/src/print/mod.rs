@@ -9,12 +9,11 @@ mod table;
 
 pub(crate) use simple::event_type;
 
-use std::io::Write;
-
 use prost::Message;
 use trilith_proto::etcdserverpb as pb;
 
 use crate::exit::Failure;
+use crate::terminal::say;
 
 /// What `--write-out` names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,10 +97,7 @@ impl Printer {
     /// # Errors
     /// Code 4: the format cannot show this answer. Code 6: standard output is closed.
     pub(crate) fn print(&self, answer: &Answer<'_>) -> Result<(), Failure> {
-        let text = self.render(answer)?;
-        let mut out = std::io::stdout().lock();
-        out.write_all(&text)?;
-        Ok(out.flush()?)
+        say(&self.render(answer)?)
     }
 
     fn render(&self, answer: &Answer<'_>) -> Result<Vec<u8>, Failure> {

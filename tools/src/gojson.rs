@@ -6,8 +6,8 @@ use std::fmt::{Display, Write};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-/// A JSON object under construction. Members whose name ends in nothing special are always written; those of the
-/// `*_set` functions only when they are not Go's zero value (`omitempty`).
+/// A JSON object under construction. A `*_set` function leaves out a member that has Go's zero value (`omitempty`); the
+/// others write every member.
 pub(crate) struct Object<'a> {
     out: &'a mut String,
     first: bool,

@@ -117,7 +117,7 @@ impl Printer {
     }
 }
 
-/// The answer's own encoding; of a lease's answer only the header, of a watch's the events.
+/// The answer's own encoding; of a lease's answer only the header, of a watch's what etcd's client keeps.
 fn protobuf(answer: &Answer<'_>) -> Option<Vec<u8>> {
     let header =
         |header: &Option<pb::ResponseHeader>| header.map(|header| header.encode_to_vec()).unwrap_or_default();
@@ -126,7 +126,15 @@ fn protobuf(answer: &Answer<'_>) -> Option<Vec<u8>> {
         Answer::Put(answer) => answer.encode_to_vec(),
         Answer::Delete(answer) => answer.encode_to_vec(),
         Answer::Txn(answer) => answer.encode_to_vec(),
-        Answer::Watch(answer) => answer.events.iter().flat_map(Message::encode_to_vec).collect(),
+        Answer::Watch(answer) => pb::WatchResponse {
+            header: answer.header,
+            events: answer.events.clone(),
+            compact_revision: answer.compact_revision,
+            canceled: answer.canceled,
+            created: answer.created,
+            ..Default::default()
+        }
+        .encode_to_vec(),
         Answer::Grant(answer) => header(&answer.header),
         Answer::KeepAlive(answer) => header(&answer.header),
         Answer::TimeToLive { answer, .. } => header(&answer.header),

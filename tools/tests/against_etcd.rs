@@ -1,0 +1,379 @@
+//! Our `etcdctl` and Debian's give the same standard output, exit code and error text for the same command, against one
+//! real etcd.
+//!
+//! Debian ships release 3.4, ours speaks as 3.7 does; what changed between them is undone by [`as_of_3_7`] and nothing
+//! else is. Built only with the feature `real-etcd`; then a missing etcd is a failure.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const ETCD: &str = "/usr/bin/etcd";
+const DEBIANS: &str = "/usr/bin/etcdctl";
+const OURS: &str = env!("CARGO_BIN_EXE_etcdctl");
+
+/// A member in a temporary folder; both go when it is dropped.
+struct Etcd {
+    child: Child,
+    folder: PathBuf,
+    endpoint: String,
+}
+
+impl Etcd {
+    fn start(name: &str) -> Etcd {
+        // Both stay bound until both numbers are known, so they differ.
+        let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+        let [client, peer] = ports.map(|port| port.local_addr().expect("a bound port").to_string());
+        let folder = std::env::temp_dir().join(format!("trilith-{name}-{}", std::process::id()));
+        let urls = [format!("http://{client}"), format!("http://{peer}")];
+        let child = Command::new(ETCD)
+            .arg("--data-dir")
+            .arg(&folder)
+            .args(["--listen-client-urls", &urls[0], "--advertise-client-urls", &urls[0]])
+            .args(["--listen-peer-urls", &urls[1], "--initial-advertise-peer-urls", &urls[1]])
+            .args(["--initial-cluster", &format!("default={}", urls[1])])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("this test needs {ETCD}: {error}"));
+        let etcd = Etcd { child, folder, endpoint: client };
+        let begun = Instant::now();
+        while !etcd.run(DEBIANS, &["endpoint", "health"], b"").status.success() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "etcd does not become healthy");
+        }
+        etcd
+    }
+
+    fn run(&self, program: &str, args: &[&str], input: &[u8]) -> Output {
+        let mut command = Command::new(program);
+        command.args(["--endpoints", &self.endpoint]).args(args).env_clear();
+        if program == DEBIANS {
+            command.env("ETCDCTL_API", "3");
+        }
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
+        // A command that does not read its input closes it.
+        let _ = child.stdin.take().expect("a pipe").write_all(input);
+        child.wait_with_output().expect("the process can be waited for")
+    }
+
+    /// Runs a command with Debian's tool, which must succeed.
+    fn prepare(&self, args: &[&str]) -> String {
+        let output = self.run(DEBIANS, args, b"");
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// Runs a command that changes nothing with both tools, and compares all that they say.
+    fn same(&self, args: &[&str]) {
+        self.same_with(args, b"");
+    }
+
+    fn same_with(&self, args: &[&str], input: &[u8]) {
+        let theirs = self.run(DEBIANS, args, input);
+        let ours = self.run(OURS, args, input);
+        compare(args, &theirs, &ours);
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn compare(args: &[&str], theirs: &Output, ours: &Output) {
+    let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let wanted = as_of_3_7(&theirs.stdout);
+    assert_eq!(shown(&ours.stdout), shown(&wanted), "standard output of {args:?}");
+    assert_eq!(ours.stdout, wanted, "bytes of {args:?}");
+    assert_eq!(ours.status.code(), theirs.status.code(), "exit code of {args:?}: {}", shown(&ours.stderr));
+    // 3.4 logs its retries there too, as JSON.
+    let errors = |text: &[u8]| {
+        let text = shown(text);
+        text.lines().filter(|line| !line.starts_with('{')).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(errors(&ours.stderr), errors(&theirs.stderr), "standard error of {args:?}");
+}
+
+/// What 3.4 printed, as 3.7 prints it: a revision that is not known has no line in the fields format, the answers
+/// within a transaction have their names in lower case, and tables are drawn with lines.
+fn as_of_3_7(text: &[u8]) -> Vec<u8> {
+    if text.starts_with(b"+--") {
+        return with_lines(&String::from_utf8_lossy(text)).into_bytes();
+    }
+    let mut out = text.to_vec();
+    for (old, new) in [
+        (&b"\"Revision\" : 0\n"[..], &b""[..]),
+        (b"\"ResponsePut\":", b"\"response_put\":"),
+        (b"\"ResponseRange\":", b"\"response_range\":"),
+        (b"\"ResponseDeleteRange\":", b"\"response_delete_range\":"),
+    ] {
+        let mut from = 0;
+        while let Some(at) =
+            out[from..].windows(old.len()).position(|window| window == old).map(|at| at + from)
+        {
+            out.splice(at..at + old.len(), new.iter().copied());
+            from = at + new.len();
+        }
+    }
+    out
+}
+
+/// The same table with lines in place of `+`, `-` and `|`.
+fn with_lines(table: &str) -> String {
+    let count = table.lines().count();
+    let rule = |line: &str, [left, middle, right]: [&str; 3]| {
+        let bars: Vec<_> = line.trim_matches('+').split('+').map(|bar| "─".repeat(bar.len())).collect();
+        format!("{left}{}{right}\n", bars.join(middle))
+    };
+    let line = |(at, line): (usize, &str)| match at {
+        0 => rule(line, ["┌", "┬", "┐"]),
+        2 => rule(line, ["├", "┼", "┤"]),
+        at if at + 1 == count => rule(line, ["└", "┴", "┘"]),
+        _ => line.replace('|', "│") + "\n",
+    };
+    table.lines().enumerate().map(line).collect()
+}
+
+const FORMATS: [&str; 5] = ["simple", "json", "fields", "protobuf", "table"];
+
+#[test]
+fn reads_look_the_same() {
+    let etcd = Etcd::start("reads");
+    for [key, value] in [
+        ["foo", "bar"],
+        ["foo1", "<a>&\"b\"\\\u{1}\u{7f}ä€😀\u{a0}\u{2028}"],
+        ["foo", "bar2"],
+        ["foo2", ""],
+        ["z", "1"],
+    ] {
+        etcd.prepare(&["put", "--", key, value]);
+    }
+    let output = etcd.run(DEBIANS, &["put", "raw"], b"\xff\xfe\0\n");
+    assert!(output.status.success(), "{output:?}");
+    for format in FORMATS {
+        for args in [
+            &["get", "foo"][..],
+            &["get", "nothing"],
+            &["get", "", "--prefix"],
+            &["get", "", "--from-key", "--limit=2"],
+            &["get", "foo", "foo2"],
+            &["get", "foo", "--rev=2"],
+            &["get", "--prefix", "foo", "--keys-only", "--consistency=s"],
+            &["member", "list"],
+            &["lease", "list"],
+            &["lease", "timetolive", "1234"],
+            &["lease", "timetolive", "1234", "--keys"],
+        ] {
+            etcd.same(&[args, &["-w", format]].concat());
+        }
+    }
+    for args in [
+        &["get", "--hex", "--prefix", ""][..],
+        &["get", "--print-value-only", "--prefix", "foo"],
+        &["get", "--order=DESCEND", "--sort-by=modify", "--prefix", "foo"],
+        &["get", "--order", "ascend", "--sort-by", "Create", "--prefix=true", "foo"],
+        &["get", "foo", "--prefix=false"],
+        &["--write-out=json", "get", "foo"],
+        &["endpoint", "hashkv", "-w", "json"],
+    ] {
+        etcd.same(args);
+    }
+}
+
+#[test]
+fn mistakes_are_named_the_same() {
+    let etcd = Etcd::start("mistakes");
+    for _ in 0..4 {
+        etcd.prepare(&["put", "foo", "bar"]);
+    }
+    etcd.prepare(&["compaction", "4"]);
+    for args in [
+        &["get"][..],
+        &["get", "foo", "--rev=2"],
+        &["get", "foo", "--rev=999"],
+        &["get", "a", "--order=up"],
+        &["get", "a", "--sort-by=size"],
+        &["get", "a", "--consistency=x"],
+        &["get", "a", "b", "--prefix"],
+        &["get", "a", "--prefix", "--from-key"],
+        &["get", "a", "--print-value-only", "-w", "json"],
+        &["get", "a", "-w", "xml"],
+        &["put"],
+        &["put", "a"],
+        &["put", "a", "b", "--lease=zz"],
+        &["put", "a", "b", "--lease=1234"],
+        &["put", "a", "b", "--ignore-value"],
+        &["put", "a", "--ignore-value"],
+        &["put", "", "b"],
+        &["del"],
+        &["compaction"],
+        &["compaction", "x"],
+        &["compaction", "3"],
+        &["compaction", "999"],
+        &["lease", "grant", "x"],
+        &["lease", "revoke"],
+        &["lease", "revoke", "zz"],
+        &["lease", "revoke", "1234"],
+        &["lease", "timetolive"],
+        &["lease", "keep-alive"],
+        &["lease", "keep-alive", "1234"],
+        &["lease", "keep-alive", "--once", "1234"],
+        &["txn", "a"],
+        &["watch"],
+        &["watch", "foo", "--"],
+        &["watch", "foo", "--rev=2"],
+    ] {
+        etcd.same(args);
+    }
+    for input in ["bla\n", "\nfoo a\n", "foo(\"a\") > \"1\"\n\n\n\n", ""] {
+        etcd.same_with(&["txn"], input.as_bytes());
+    }
+}
+
+/// Writes cannot be repeated: each tool gets an etcd of its own, and only what is random differs.
+#[test]
+fn a_session_of_writes_looks_the_same() {
+    let (for_theirs, for_ours) = (Etcd::start("writes-theirs"), Etcd::start("writes-ours"));
+    let both = |args: &[&str], input: &str| {
+        let theirs = for_theirs.run(DEBIANS, args, input.as_bytes());
+        let mut ours = for_ours.run(OURS, args, input.as_bytes());
+        // Ports decide on the ids of members and clusters, and so on the header.
+        let ids = |etcd: &Etcd| {
+            let text = etcd.prepare(&["get", "x", "-w", "json"]);
+            let id = |name: &str| {
+                text.split(&format!("\"{name}\":"))
+                    .nth(1)
+                    .and_then(|t| t.split(',').next().map(str::to_owned))
+            };
+            [id("cluster_id").expect("a cluster id"), id("member_id").expect("a member id")]
+        };
+        let mut text = String::from_utf8(std::mem::take(&mut ours.stdout)).expect("text");
+        for (ours, theirs) in ids(&for_ours).iter().zip(&ids(&for_theirs)) {
+            text = text.replace(ours, theirs);
+        }
+        ours.stdout = text.into_bytes();
+        compare(args, &theirs, &ours);
+    };
+    for format in ["simple", "json", "fields"] {
+        for args in [
+            &["put", "foo", "bar"][..],
+            &["put", "foo", "bar<2>", "--prev-kv"],
+            &["put", "foo", "--ignore-value", "--prev-kv"],
+            &["put", "foo1", "", "--prev-kv"],
+            &["put", "--", "-dash", "--value"],
+            &["del", "foo", "--prev-kv"],
+            &["del", "foo"],
+            &["del", "--prefix", "foo", "--prev-kv"],
+            &["del", "--from-key", ""],
+        ] {
+            both(&[args, &["-w", format]].concat(), "");
+        }
+        both(&["put", "stdin", "-w", format], "from\nstandard input\n");
+        let txn = "mod(\"k\") > \"0\"\n\nput k \"over wrote\"\nget k\n\nput k new\nput l \"\\x01é\"\ndel stdin\nget k\n\n";
+        for _ in 0..2 {
+            both(&["txn", "-w", format], txn);
+        }
+        both(
+            &["txn", "-w", format],
+            "\nput a b --prev-kv\nget --prefix k --limit 1\ndel stdin --prev-kv\n\n\n",
+        );
+        both(&["get", "--prefix", "", "-w", format], "");
+    }
+    both(
+        &["txn", "-i"],
+        "value(\"k\") = \"over wrote\"\nver(\"k\") != \"9\"\ncreate(\"none\") < \"1\"\n\n\n\n",
+    );
+    both(&["compaction", "5"], "");
+    both(&["compaction", "7", "--physical"], "");
+    let input = "watch k --rev 8\n";
+    let end = "Error: Error reading watch request line: EOF";
+    let theirs = for_theirs.run(DEBIANS, &["watch", "-i"], input.as_bytes());
+    let ours = for_ours.run(OURS, &["watch", "-i"], input.as_bytes());
+    assert_eq!(theirs.status.code(), ours.status.code());
+    let [theirs, ours] = [theirs, ours].map(|output| String::from_utf8(output.stderr).expect("text"));
+    assert_eq!((theirs.trim(), ours.trim().to_lowercase()), (end, end.to_lowercase()));
+}
+
+/// A watch shows the past; it is ended once it has shown as much as the other one.
+#[test]
+fn watches_look_the_same() {
+    let etcd = Etcd::start("watches");
+    for [verb, key, value] in
+        [["put", "foo", "1"], ["put", "foo", "<2>"], ["del", "foo", ""], ["put", "fop", "3"]]
+    {
+        let args = [verb, key, value];
+        etcd.prepare(if verb == "del" { &args[..2] } else { &args });
+    }
+    for format in ["simple", "json", "fields", "protobuf"] {
+        for args in [
+            &["watch", "foo", "--rev=2"][..],
+            &["watch", "foo", "--rev=3", "--prev-kv"],
+            &["watch", "--prefix", "fo", "--rev=2", "--prev-kv"],
+            &["watch", "foo", "fop", "--rev", "2"],
+            &[
+                "watch",
+                "foo",
+                "--rev=2",
+                "--",
+                "sh",
+                "-c",
+                "echo $ETCD_WATCH_REVISION $ETCD_WATCH_EVENT_TYPE $ETCD_WATCH_KEY $ETCD_WATCH_VALUE",
+            ],
+        ] {
+            // The format must stand before the command that is run.
+            let args = [&["-w", format], args].concat();
+            let theirs = shown_within(&etcd, DEBIANS, &args, None);
+            let ours = shown_within(&etcd, OURS, &args, Some(theirs.len()));
+            assert_eq!(String::from_utf8_lossy(&ours), String::from_utf8_lossy(&theirs), "{args:?}");
+        }
+    }
+}
+
+/// What a watch prints: `wanted` bytes, or all until nothing more comes for a while.
+fn shown_within(etcd: &Etcd, program: &str, args: &[&str], wanted: Option<usize>) -> Vec<u8> {
+    use std::io::Read;
+    let mut command = Command::new(program);
+    command.args(["--endpoints", &etcd.endpoint]).args(args).env_clear().env("PATH", "/usr/bin:/bin");
+    if program == DEBIANS {
+        command.env("ETCDCTL_API", "3");
+    }
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the program starts");
+    let mut pipe = child.stdout.take().expect("a pipe");
+    let (parts, queue) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let mut buffer = [0; 65536];
+        while let Ok(length @ 1..) = pipe.read(&mut buffer) {
+            if parts.send(buffer[..length].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    let mut out = Vec::new();
+    // The first bytes may take long on a busy machine; between later ones there is no reason to pause.
+    let mut patience = Duration::from_secs(20);
+    while wanted.is_none_or(|wanted| out.len() < wanted) {
+        match queue.recv_timeout(patience) {
+            Ok(part) => out.extend(part),
+            Err(_) => break,
+        }
+        if wanted.is_none() {
+            patience = Duration::from_secs(1);
+        }
+    }
+    child.kill().expect("a running process");
+    child.wait().expect("the process can be waited for");
+    drop(queue);
+    reader.join().expect("the reader does not panic");
+    assert!(!out.is_empty(), "{program} {args:?} shows nothing");
+    out
+}

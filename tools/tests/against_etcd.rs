@@ -6,7 +6,7 @@
 
 use std::io::Write;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,21 @@ struct Etcd {
     child: Child,
     folder: PathBuf,
     endpoint: String,
+    peer: String,
+}
+
+fn spawn(folder: &Path, client: &str, peer: &str) -> Child {
+    let urls = [format!("http://{client}"), format!("http://{peer}")];
+    Command::new(ETCD)
+        .arg("--data-dir")
+        .arg(folder)
+        .args(["--listen-client-urls", &urls[0], "--advertise-client-urls", &urls[0]])
+        .args(["--listen-peer-urls", &urls[1], "--initial-advertise-peer-urls", &urls[1]])
+        .args(["--initial-cluster", &format!("default={}", urls[1])])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| panic!("this test needs {ETCD}: {error}"))
 }
 
 impl Etcd {
@@ -27,23 +42,25 @@ impl Etcd {
         let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
         let [client, peer] = ports.map(|port| port.local_addr().expect("a bound port").to_string());
         let folder = std::env::temp_dir().join(format!("trilith-{name}-{}", std::process::id()));
-        let urls = [format!("http://{client}"), format!("http://{peer}")];
-        let child = Command::new(ETCD)
-            .arg("--data-dir")
-            .arg(&folder)
-            .args(["--listen-client-urls", &urls[0], "--advertise-client-urls", &urls[0]])
-            .args(["--listen-peer-urls", &urls[1], "--initial-advertise-peer-urls", &urls[1]])
-            .args(["--initial-cluster", &format!("default={}", urls[1])])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("this test needs {ETCD}: {error}"));
-        let etcd = Etcd { child, folder, endpoint: client };
+        let child = spawn(&folder, &client, &peer);
+        let etcd = Etcd { child, folder, endpoint: client, peer };
+        etcd.wait_until_healthy();
+        etcd
+    }
+
+    /// Ends the member by SIGKILL and starts it again on the same folder and ports.
+    fn restart(&mut self) {
+        self.child.kill().expect("a running process");
+        self.child.wait().expect("the process can be waited for");
+        self.child = spawn(&self.folder, &self.endpoint, &self.peer);
+        self.wait_until_healthy();
+    }
+
+    fn wait_until_healthy(&self) {
         let begun = Instant::now();
-        while !etcd.run(DEBIANS, &["endpoint", "health"], b"").status.success() {
+        while !self.run(DEBIANS, &["endpoint", "health"], b"").status.success() {
             assert!(begun.elapsed() < Duration::from_secs(30), "etcd does not become healthy");
         }
-        etcd
     }
 
     fn run(&self, program: &str, args: &[&str], input: &[u8]) -> Output {
@@ -376,4 +393,48 @@ fn shown_within(etcd: &Etcd, program: &str, args: &[&str], wanted: Option<usize>
     reader.join().expect("the reader does not panic");
     assert!(!out.is_empty(), "{program} {args:?} shows nothing");
     out
+}
+
+#[test]
+fn a_watch_outlives_its_server() {
+    use std::io::{BufRead, BufReader};
+    let mut etcd = Etcd::start("outlives");
+    let mut command = Command::new(OURS);
+    command.args(["--endpoints", &etcd.endpoint, "watch", "k", "--rev=2"]).env_clear();
+    let mut watch = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("etcdctl starts");
+    let mut lines = BufReader::new(watch.stdout.take().expect("a pipe")).lines();
+    for value in ["1", "2", "3"] {
+        etcd.prepare(&["put", "k", value]);
+        let event: Vec<_> = lines.by_ref().take(3).map(|line| line.expect("text")).collect();
+        assert_eq!(event, ["PUT", "k", value], "each event once, and none left out");
+        etcd.restart();
+    }
+    watch.kill().expect("a running process");
+    watch.wait().expect("the process can be waited for");
+}
+
+#[test]
+fn the_benchmark_writes_and_reads_what_it_says() {
+    let etcd = Etcd::start("benchmark");
+    let benchmark = |args: &[&str]| {
+        let output = etcd.run(env!("CARGO_BIN_EXE_benchmark"), args, b"");
+        assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let answered = |report: &str| -> u64 {
+        let histogram = report.split("Response time histogram:").nth(1).expect("a histogram");
+        let counts = histogram.lines().filter_map(|line| line.split(['[', ']']).nth(1));
+        counts.map(|count| count.parse::<u64>().expect("a number")).sum()
+    };
+    let put = ["put", "--conns=2", "--clients=5", "--total=300", "--sequential-keys", "--key-space-size=70"];
+    let report = benchmark(&[&put[..], &["--key-size=20", "--val-size=100", "--check-hashkv"]].concat());
+    assert_eq!(answered(&report), 300);
+    assert!(report.contains("\tHashKV: ") && !report.contains("Error distribution"), "{report}");
+    let found = etcd.prepare(&["get", "", "--prefix", "-w", "json"]);
+    assert!(found.contains("\"revision\":301") && found.contains("\"count\":70"), "{found}");
+    let report = benchmark(&["txn-put", "--txn-ops=3", "--key-space-size=9", "--total=20", "--rate=1000"]);
+    assert_eq!(answered(&report), 20);
+    assert!(etcd.prepare(&["get", "x", "-w", "json"]).contains("\"revision\":321"));
+    let report = benchmark(&["range", "a", "z", "--total=50", "--consistency=s", "--target-leader"]);
+    assert!(report.starts_with("bench with serializable range\n") && answered(&report) == 50, "{report}");
 }

@@ -88,6 +88,9 @@ impl<'a> Walk<'_, 'a> {
         if first == 1 && (!page.key(0).0.is_empty() || page.key(0).1) {
             return Err(self.bad(node, "first separator", 0, page.key(0).0.len()));
         }
+        if !page.heads_are_right() {
+            return Err(self.bad(node, "heads", 1, 0));
+        }
         let order = self.tree.order();
         let mut before = from.map(<[u8]>::to_vec);
         let mut sums = Sums::default();

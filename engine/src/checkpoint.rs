@@ -211,6 +211,7 @@ impl Output<'_> {
     fn flush(&mut self) -> Result<(), StoreError> {
         if !self.run.is_empty() {
             self.source.write(&self.run, self.run_page)?;
+            self.source.note_written(self.run_page, (self.run.len() / PAGE) as u64);
             self.run.clear();
         }
         Ok(())

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::node::{Blob, Child, Node, Released};
-use crate::page::{CellValue, HEADER, Link, PAGE, Place, branch_cell_bytes, leaf_cell_bytes};
+use crate::page::{CellValue, HEADER, Link, PAGE, Place, SLOT_BYTES, branch_cell_bytes, leaf_cell_bytes};
 use crate::search::{Tree, TreeRoot};
 use crate::source::{NodeRef, Source};
 use crate::{StoreError, TreeId};
@@ -118,7 +118,7 @@ impl<'s> Edit<'s> {
 
     fn new_node(&mut self, level: u8) -> Node {
         *self.dirty_bytes += PAGE;
-        Node::new(self.id as u8, level, self.batch)
+        Node::new(self.id, level, self.batch)
     }
 
     fn count_long(&mut self, part: &[u8]) {
@@ -189,7 +189,7 @@ impl<'s> Edit<'s> {
             self.own(node).edit().overwrite(range, value);
             return Ok(None);
         }
-        let free = node.page().free_bytes() + if found { node.page().cell_bytes(i) + 2 } else { 0 };
+        let free = node.page().free_bytes() + if found { node.page().cell_bytes(i) + SLOT_BYTES } else { 0 };
         let split = match free < leaf_cell_bytes(key.len(), value.len()) {
             false => None,
             true if found => {
@@ -405,8 +405,9 @@ pub(crate) fn own<'n>(node: &'n mut Arc<Node>, batch: u64, garbage: &mut Garbage
 
 /// How many cells stay left when a full page is split to take a cell of `bytes` bytes at `i`; the new one counts.
 ///
-/// Appending at the last page of a level leaves the left page full. So does going on with an ascending run within
-/// a level, when what is right of the run fits beside the new cell. Else the halves are of equal size.
+/// Appending at the last page of a level leaves the left page full. So does going on with an ascending run at the end
+/// of any page; within a page, what is right of the run goes, if that is the smaller half. Else the halves are of
+/// equal size.
 fn split_point(node: &Node, i: usize, bytes: usize, edge: bool) -> usize {
     let page = node.page();
     let count = page.count();
@@ -414,15 +415,15 @@ fn split_point(node: &Node, i: usize, bytes: usize, edge: bool) -> usize {
         return i;
     }
     let size = |cell: usize| match cell.cmp(&i) {
-        std::cmp::Ordering::Less => page.cell_bytes(cell) + 2,
+        std::cmp::Ordering::Less => page.cell_bytes(cell) + SLOT_BYTES,
         std::cmp::Ordering::Equal => bytes,
-        std::cmp::Ordering::Greater => page.cell_bytes(cell - 1) + 2,
+        std::cmp::Ordering::Greater => page.cell_bytes(cell - 1) + SLOT_BYTES,
     };
     let total = page.used_bytes() + bytes;
     if i > 0 && page.run_position() == i {
-        let left: usize = (0..i).map(size).sum();
-        if left >= total / 2 && total - left <= PAGE - HEADER {
-            return i;
+        let left: usize = (0..=i).map(size).sum();
+        if left >= total / 2 {
+            return if left <= PAGE - HEADER { i + 1 } else { i };
         }
     }
     let (mut left, mut at) = (0, 0);

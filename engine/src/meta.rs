@@ -159,6 +159,27 @@ fn decode_root(bytes: &[u8]) -> Option<Link> {
     (page != 0).then(|| Link { page, check: get_u32(bytes, ROOT_CHECK), sums })
 }
 
+/// The fields that `docs/format.md` lists, with their offsets.
+#[cfg(test)]
+pub(crate) const LAYOUT: &[(&str, usize)] = &[
+    ("magic", MAGIC),
+    ("format version", VERSION),
+    ("page size", PAGE_BYTES),
+    ("checkpoint", CHECKPOINT),
+    ("applied index", APPLIED_INDEX),
+    ("applied term", APPLIED_TERM),
+    ("high water", HIGH_WATER),
+    ("regions", REGIONS),
+    ("trees", ROOTS),
+    ("counters", COUNTERS_AT),
+    ("roots", ROOTS_AT),
+    ("places", PLACES_AT),
+    ("checksum of the bytes before", CHECK),
+    ("entries in the tree", ROOT_COUNT),
+    ("bytes of its keys and values", ROOT_SUM),
+    ("content checksum", ROOT_CRC),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,6 +8,8 @@
 
 use std::sync::{Arc, OnceLock};
 
+use crate::TreeId;
+use crate::order::Order;
 use crate::page::{
     CellValue, INLINE_MAX, Link, Long, PAGE, PageBytes, PageMut, PageView, Place, branch_cell_bytes,
 };
@@ -100,9 +102,9 @@ impl Released {
 
 impl Node {
     /// An empty node. A tree never keeps one.
-    pub(crate) fn new(tree: u8, level: u8, batch: u64) -> Node {
+    pub(crate) fn new(tree: TreeId, level: u8, batch: u64) -> Node {
         let mut page = Box::new([0; PAGE]);
-        PageMut(&mut page).init(tree, level);
+        PageMut(&mut page).init(tree as u8, level, Order::of(tree));
         Node { page, children: Children::default(), blobs: Vec::new(), batch, written: OnceLock::new() }
     }
 
@@ -292,6 +294,8 @@ impl Node {
             }
         }
         self.edit().truncate(from);
+        self.edit().refresh_heads();
+        to.edit().refresh_heads();
     }
 
     fn set_memory_key(&mut self, i: usize, place: usize) {

@@ -24,6 +24,15 @@ impl Order {
         }
     }
 
+    /// The part of a key that decides first: all of it, or what is before the revision.
+    #[inline]
+    pub(crate) fn stem(self, key: &[u8]) -> &[u8] {
+        match self {
+            Order::Bytes => key,
+            Order::KeyThenRevision => Order::split(key).0,
+        }
+    }
+
     fn split(key: &[u8]) -> (&[u8], &[u8]) {
         key.split_at(key.len().saturating_sub(REVISION_BYTES))
     }
@@ -41,10 +50,7 @@ impl Order {
 
     /// Compares a long key, of which only the beginning is at hand. None: the beginning does not decide.
     pub(crate) fn compare_prefix(self, prefix: &[u8], b: &[u8]) -> Option<Ordering> {
-        let b = match self {
-            Order::Bytes => b,
-            Order::KeyThenRevision => Order::split(b).0,
-        };
+        let b = self.stem(b);
         if b.len() < prefix.len() {
             // The long key goes on where `b` ends.
             return Some(prefix[..b.len()].cmp(b).then(Ordering::Greater));
@@ -72,7 +78,7 @@ impl Order {
 }
 
 /// How many bytes two keys begin with alike.
-fn common(left: &[u8], right: &[u8]) -> usize {
+pub(crate) fn common(left: &[u8], right: &[u8]) -> usize {
     left.iter().zip(right).take_while(|(a, b)| a == b).count()
 }
 

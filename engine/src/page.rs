@@ -1,12 +1,18 @@
 //! The page: one format for leaves and branches, in memory and on disk.
 //!
-//! A page is [`PAGE`] bytes: a header, an array of slots (offsets of cells, in key order), a gap, and the cells,
-//! which grow from the end. `docs/format.md` has every byte; the constants here are its tables.
+//! A page is [`PAGE`] bytes: a header, an array of slots in key order, a gap, and the cells, which grow from the
+//! end. `docs/format.md` has every byte; the constants here are its tables.
+//!
+//! A slot holds its cell's offset and the cell's head: four bytes of its key, taken behind the prefix that all
+//! keys of the page share. A search looks at heads first, which lie together, and at cells only where heads are
+//! equal.
 //!
 //! Promises: a page that passed [`PageView::validate`] can be read without going outside its bytes. It never
-//! knows what keys mean, and never touches another page: long keys and values, and children, are references.
+//! touches another page: long keys and values, and children, are references.
 
 use std::ops::Range;
+
+use crate::order::{Order, common};
 
 /// Bytes of a page.
 pub(crate) const PAGE: usize = 4096;
@@ -19,10 +25,15 @@ const GENERATION: usize = 8;
 const KIND: usize = 16;
 const LEVEL: usize = 17;
 const TREE: usize = 18;
+const ORDER: usize = 19;
 const COUNT: usize = 20;
 const CELLS: usize = 22;
 const DEAD: usize = 24;
-const LAST_INSERT: usize = 26;
+const RUN: usize = 26;
+const PREFIX: usize = 28;
+
+/// Bytes of a slot: the cell's offset (2) and its head (4).
+pub(crate) const SLOT_BYTES: usize = 6;
 
 const KIND_LEAF: u8 = 1;
 const KIND_BRANCH: u8 = 2;
@@ -46,6 +57,9 @@ const FLAGS_KNOWN: u8 = FLAG_LONG_KEY | FLAG_LONG_VALUE;
 pub(crate) const INLINE_MAX: usize = 960;
 /// What a cell keeps of a long key, to compare without reading the extent.
 pub(crate) const KEY_PREFIX: usize = 128;
+
+/// The shared prefix is cut to this, so that a long key's head stands in its cell.
+const PREFIX_MAX: usize = KEY_PREFIX - 4;
 
 /// Set in a page number that is none: the low bits are a place in the side table of the node in memory. Never on disk.
 const IN_MEMORY: u64 = 1 << 47;
@@ -88,6 +102,21 @@ pub(crate) fn get_u64(bytes: &[u8], at: usize) -> u64 {
 
 pub(crate) fn put_u64(bytes: &mut [u8], at: usize, value: u64) {
     bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+}
+
+/// Where slot `i` is.
+fn slot_at(i: usize) -> usize {
+    HEADER + SLOT_BYTES * i
+}
+
+/// The head of a key: the four bytes of its stem behind the shared prefix, as a number. Heads of ascending keys do
+/// not descend; equal heads decide nothing.
+fn head_of(stem: &[u8], prefix: usize) -> u32 {
+    let rest = &stem[prefix..];
+    let mut bytes = [0; 4];
+    let len = rest.len().min(4);
+    bytes[..len].copy_from_slice(&rest[..len]);
+    u32::from_be_bytes(bytes)
 }
 
 /// What a subtree holds: for counts and hashes without reading it.
@@ -164,12 +193,12 @@ pub(crate) struct Malformed {
 pub(crate) fn leaf_cell_bytes(key: usize, value: usize) -> usize {
     let key = if key > INLINE_MAX { KEY_PREFIX + LONG_BYTES } else { key };
     let value = if value > INLINE_MAX { LONG_BYTES } else { value };
-    2 + LEAF_CELL_HEAD + key + value
+    SLOT_BYTES + LEAF_CELL_HEAD + key + value
 }
 
 /// Bytes of a branch's cell with its slot.
 pub(crate) fn branch_cell_bytes(key: usize) -> usize {
-    2 + BRANCH_CELL_HEAD + if key > INLINE_MAX { KEY_PREFIX + LONG_BYTES } else { key }
+    SLOT_BYTES + BRANCH_CELL_HEAD + if key > INLINE_MAX { KEY_PREFIX + LONG_BYTES } else { key }
 }
 
 /// A page to read.
@@ -195,7 +224,7 @@ impl<'p> PageView<'p> {
     }
     /// Where the next entry of a run of ascending inserts would stand.
     pub(crate) fn run_position(self) -> usize {
-        get_u16(self.0, LAST_INSERT)
+        get_u16(self.0, RUN)
     }
     /// Bytes that cells and slots take.
     pub(crate) fn used_bytes(self) -> usize {
@@ -206,14 +235,86 @@ impl<'p> PageView<'p> {
         self.gap_bytes() + get_u16(self.0, DEAD)
     }
     fn gap_bytes(self) -> usize {
-        get_u16(self.0, CELLS) - (HEADER + 2 * self.count())
+        get_u16(self.0, CELLS) - slot_at(self.count())
     }
     fn cell(self, i: usize) -> usize {
         debug_assert!(i < self.count());
-        get_u16(self.0, HEADER + 2 * i)
+        get_u16(self.0, slot_at(i))
     }
     fn cell_head(self) -> usize {
         if self.is_leaf() { LEAF_CELL_HEAD } else { BRANCH_CELL_HEAD }
+    }
+
+    /// How the page's keys compare.
+    pub(crate) fn order(self) -> Order {
+        if self.0[ORDER] == 0 { Order::Bytes } else { Order::KeyThenRevision }
+    }
+
+    /// The first cell that has a key: in a branch the second.
+    pub(crate) fn first_keyed(self) -> usize {
+        usize::from(!self.is_leaf())
+    }
+
+    fn prefix_bytes(self) -> usize {
+        get_u16(self.0, PREFIX)
+    }
+
+    #[inline]
+    fn head(self, i: usize) -> u32 {
+        get_u32(self.0, slot_at(i) + 2)
+    }
+
+    /// The part of a cell's key that its head is taken of, as far as it stands in the cell.
+    fn stem(self, i: usize) -> &'p [u8] {
+        match self.key(i) {
+            (key, true) => key,
+            (key, false) => self.order().stem(key),
+        }
+    }
+
+    /// The cells among which `key` must be looked for by comparing whole keys: those before the range are less,
+    /// those behind it greater.
+    #[inline]
+    pub(crate) fn narrow(self, key: &[u8]) -> Range<usize> {
+        let (first, count, prefix) = (self.first_keyed(), self.count(), self.prefix_bytes());
+        if first >= count {
+            return count..count;
+        }
+        let stem = self.order().stem(key);
+        let head = if stem.len() < prefix { 0 } else { head_of(stem, prefix) };
+        let low = self.first_head(first..count, |h| h >= head);
+        let high = self.first_head(low..count, |h| h > head);
+        // That holds if the key shares the prefix. Any cell can tell; the caller will look at this one anyway.
+        let sample = if low < high { low } else { low.max(first + 1) - 1 };
+        match stem[..stem.len().min(prefix)].cmp(&self.stem(sample)[..prefix]) {
+            std::cmp::Ordering::Less => first..first,
+            std::cmp::Ordering::Equal => low..high,
+            std::cmp::Ordering::Greater => count..count,
+        }
+    }
+
+    /// The first cell of the range whose head is as wanted; heads that are follow those that are not.
+    #[inline]
+    fn first_head(self, range: Range<usize>, wanted: impl Fn(u32) -> bool) -> usize {
+        let (mut low, mut high) = (range.start, range.end);
+        while low < high {
+            let middle = (low + high) / 2;
+            if wanted(self.head(middle)) {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        low
+    }
+
+    /// Whether the heads are those of the keys.
+    pub(crate) fn heads_are_right(self) -> bool {
+        let (first, prefix) = (self.first_keyed(), self.prefix_bytes());
+        (first..self.count()).all(|i| {
+            let stem = self.stem(i);
+            stem.starts_with(&self.stem(first)[..prefix]) && self.head(i) == head_of(stem, prefix)
+        })
     }
 
     /// The bytes of the key that stand in the cell, and whether the key is long.
@@ -313,10 +414,13 @@ impl<'p> PageView<'p> {
         if !(kind == KIND_LEAF && level == 0 || kind == KIND_BRANCH && level > 0) {
             return bad("kind", usize::from(kind));
         }
-        if count == 0 || HEADER + 2 * count > PAGE {
+        if self.0[ORDER] > 1 {
+            return bad("order", usize::from(self.0[ORDER]));
+        }
+        if count == 0 || slot_at(count) > PAGE {
             return bad("count", count);
         }
-        if cells > PAGE || HEADER + 2 * count > cells {
+        if cells > PAGE || slot_at(count) > cells {
             return bad("cell area", cells);
         }
         let mut live = 0;
@@ -332,6 +436,9 @@ impl<'p> PageView<'p> {
             let key_end = at + self.cell_head() + get_u16(self.0, at + 1);
             if key_end > PAGE || at + self.cell_bytes(i) > PAGE {
                 return bad("cell length", get_u16(self.0, at + 1));
+            }
+            if i >= self.first_keyed() && self.stem(i).len() < self.prefix_bytes() {
+                return bad("shared prefix", self.prefix_bytes());
             }
             live += self.cell_bytes(i);
         }
@@ -352,11 +459,12 @@ impl PageMut<'_> {
     }
 
     /// An empty page of that level.
-    pub(crate) fn init(&mut self, tree: u8, level: u8) {
+    pub(crate) fn init(&mut self, tree: u8, level: u8, order: Order) {
         self.0.fill(0);
         self.0[KIND] = if level == 0 { KIND_LEAF } else { KIND_BRANCH };
         self.0[LEVEL] = level;
         self.0[TREE] = tree;
+        self.0[ORDER] = u8::from(order == Order::KeyThenRevision);
         put_u16(self.0, CELLS, PAGE);
     }
 
@@ -368,19 +476,19 @@ impl PageMut<'_> {
 
     /// Notes where the next entry of an ascending run would stand.
     pub(crate) fn set_run_position(&mut self, position: usize) {
-        put_u16(self.0, LAST_INSERT, position);
+        put_u16(self.0, RUN, position);
     }
 
-    /// Opens a slot and a cell of `bytes` bytes; where the cell begins. Its bytes are undefined.
+    /// Opens a slot and a cell of `bytes` bytes; where the cell begins. Its bytes and the slot's head are undefined.
     fn open_cell(&mut self, i: usize, bytes: usize) -> usize {
-        assert!(self.view().free_bytes() >= bytes + 2, "the caller splits full pages");
-        if self.view().gap_bytes() < bytes + 2 {
+        assert!(self.view().free_bytes() >= bytes + SLOT_BYTES, "the caller splits full pages");
+        if self.view().gap_bytes() < bytes + SLOT_BYTES {
             self.compact();
         }
         let count = self.view().count();
         let at = get_u16(self.0, CELLS) - bytes;
-        let slot = HEADER + 2 * i;
-        self.0.copy_within(slot..HEADER + 2 * count, slot + 2);
+        let slot = slot_at(i);
+        self.0.copy_within(slot..slot_at(count), slot + SLOT_BYTES);
         put_u16(self.0, slot, at);
         put_u16(self.0, COUNT, count + 1);
         put_u16(self.0, CELLS, at);
@@ -398,6 +506,46 @@ impl PageMut<'_> {
         self.0[key_at..key_at + key.len()].copy_from_slice(key);
         let value_at = key_at + key.len();
         self.0[value_at..value_at + value.len()].copy_from_slice(value);
+        self.note_key(i);
+    }
+
+    /// Sets the head of a cell that has just got its key. A key that does not share the prefix shortens it.
+    fn note_key(&mut self, i: usize) {
+        let page = self.view();
+        let (first, stem) = (page.first_keyed(), page.stem(i));
+        if i < first {
+            // It has no key, but the one it pushed aside counts from now on.
+            return self.refresh_heads();
+        }
+        let other = if i == first { first + 1 } else { first };
+        let shared = match other < page.count() {
+            true => common(&page.stem(other)[..page.prefix_bytes()], stem),
+            false => stem.len().min(PREFIX_MAX),
+        };
+        if shared == page.prefix_bytes() {
+            let head = head_of(stem, shared);
+            put_u32(self.0, slot_at(i) + 2, head);
+        } else {
+            self.set_heads(shared);
+        }
+    }
+
+    fn set_heads(&mut self, prefix: usize) {
+        put_u16(self.0, PREFIX, prefix);
+        for i in self.view().first_keyed()..self.view().count() {
+            let head = head_of(self.view().stem(i), prefix);
+            put_u32(self.0, slot_at(i) + 2, head);
+        }
+    }
+
+    /// Takes the longest prefix that all keys share: when cells have come or gone in numbers.
+    pub(crate) fn refresh_heads(&mut self) {
+        let page = self.view();
+        let (first, count) = (page.first_keyed(), page.count());
+        if first < count {
+            let shared = common(page.stem(first), page.stem(count - 1)).min(PREFIX_MAX);
+            self.set_heads(shared);
+        }
     }
 
     /// Inserts an entry; `long_key` and `long_value` are places in the side table, given when the part is long.
@@ -409,7 +557,7 @@ impl PageMut<'_> {
         value: &[u8],
         long_value: Option<usize>,
     ) {
-        let at = self.open_cell(i, leaf_cell_bytes(key.len(), value.len()) - 2);
+        let at = self.open_cell(i, leaf_cell_bytes(key.len(), value.len()) - SLOT_BYTES);
         self.0[at] = 0;
         put_u16(self.0, at + 3, if long_value.is_some() { 0 } else { value.len() });
         let end = self.put_key(at, LEAF_CELL_HEAD, key, long_key);
@@ -420,14 +568,16 @@ impl PageMut<'_> {
                 self.put_long_memory(end, place, value.len());
             }
         }
+        self.note_key(i);
     }
 
     /// Inserts a child in memory at `place` of the side table.
     pub(crate) fn insert_child(&mut self, i: usize, key: &[u8], long_key: Option<usize>, child: Place<Link>) {
-        let at = self.open_cell(i, branch_cell_bytes(key.len()) - 2);
+        let at = self.open_cell(i, branch_cell_bytes(key.len()) - SLOT_BYTES);
         self.0[at] = 0;
         self.put_key(at, BRANCH_CELL_HEAD, key, long_key);
         self.set_child(i, child);
+        self.note_key(i);
     }
 
     fn put_key(&mut self, at: usize, head: usize, key: &[u8], long: Option<usize>) -> usize {
@@ -506,8 +656,8 @@ impl PageMut<'_> {
     /// Removes a cell.
     pub(crate) fn remove(&mut self, i: usize) {
         let (at, bytes, count) = (self.view().cell(i), self.view().cell_bytes(i), self.view().count());
-        let slot = HEADER + 2 * i;
-        self.0.copy_within(slot + 2..HEADER + 2 * count, slot);
+        let slot = slot_at(i);
+        self.0.copy_within(slot + SLOT_BYTES..slot_at(count), slot);
         put_u16(self.0, COUNT, count - 1);
         if at == get_u16(self.0, CELLS) {
             put_u16(self.0, CELLS, at + bytes);
@@ -524,7 +674,7 @@ impl PageMut<'_> {
         self.compact();
     }
 
-    /// Appends a cell of another page as it is.
+    /// Appends a cell of another page as it is. The caller refreshes the heads.
     pub(crate) fn append_cell(&mut self, from: PageView<'_>, i: usize) {
         let (start, bytes, count) = (from.cell(i), from.cell_bytes(i), self.view().count());
         let at = self.open_cell(count, bytes);
@@ -540,9 +690,29 @@ impl PageMut<'_> {
             let (start, bytes) = (old.cell(i), old.cell_bytes(i));
             at -= bytes;
             self.0[at..at + bytes].copy_from_slice(&old.0[start..start + bytes]);
-            put_u16(self.0, HEADER + 2 * i, at);
+            put_u16(self.0, slot_at(i), at);
         }
         put_u16(self.0, CELLS, at);
         put_u16(self.0, DEAD, 0);
     }
 }
+
+/// The fields that `docs/format.md` lists, with their offsets.
+#[cfg(test)]
+pub(crate) const LAYOUT: &[(&str, usize)] = &[
+    ("page number", ID),
+    ("generation", GENERATION),
+    ("kind", KIND),
+    ("level", LEVEL),
+    ("tree", TREE),
+    ("order", ORDER),
+    ("cells", COUNT),
+    ("cell area", CELLS),
+    ("dead bytes", DEAD),
+    ("run", RUN),
+    ("shared prefix", PREFIX),
+    ("slots", HEADER),
+    ("child", 3),
+    ("key", LEAF_CELL_HEAD),
+    ("key", BRANCH_CELL_HEAD),
+];

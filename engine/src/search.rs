@@ -91,11 +91,7 @@ impl<'a> Tree<'a> {
     /// In a leaf: the first entry with a key >= `key`, and whether it is equal.
     #[inline]
     pub(crate) fn lower_bound(&self, node: &NodeRef<'a>, key: &[u8]) -> Result<(usize, bool), StoreError> {
-        let (mut low, mut high) = (0, node.page().count());
-        // The tree of revisions is appended to: look at the end first.
-        if self.id == TreeId::Key && high > 0 && self.compare(node, high - 1, key)?.is_lt() {
-            return Ok((high, false));
-        }
+        let std::ops::Range { start: mut low, end: mut high } = node.page().narrow(key);
         while low < high {
             let middle = (low + high) / 2;
             match self.compare(node, middle, key)? {
@@ -111,10 +107,7 @@ impl<'a> Tree<'a> {
     #[inline]
     pub(crate) fn covering(&self, node: &NodeRef<'a>, key: &[u8]) -> Result<usize, StoreError> {
         // The first cell has no key: it covers everything before the second.
-        let (mut low, mut high) = (1, node.page().count());
-        if self.id == TreeId::Key && high > 1 && self.compare(node, high - 1, key)?.is_le() {
-            return Ok(high - 1);
-        }
+        let std::ops::Range { start: mut low, end: mut high } = node.page().narrow(key);
         while low < high {
             let middle = (low + high) / 2;
             if self.compare(node, middle, key)?.is_le() {

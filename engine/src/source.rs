@@ -118,6 +118,13 @@ impl Source {
         self.file.write_all_at(bytes, page * PAGE as u64).map_err(self.io("write"))
     }
 
+    /// These pages hold what has just been written: as good as verified, until they are written anew.
+    pub(crate) fn note_written(&self, first: u64, pages: u64) {
+        if let Pages::Map(map) = &self.pages {
+            (first..first + pages).for_each(|page| map.set_verified(page));
+        }
+    }
+
     /// Makes the writes durable. Errors: Io.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
         self.file.sync_data().map_err(self.io("sync"))

@@ -329,3 +329,13 @@ pub(crate) fn decode_bitmap(bytes: &[u8], region: usize, newest: u64) -> Option<
     }
     Some(Bitmap(used))
 }
+
+/// The fields that `docs/format.md` lists, with their offsets.
+#[cfg(test)]
+pub(crate) const LAYOUT: &[(&str, usize)] = &[
+    ("bitmap magic", MAGIC),
+    ("bitmap checkpoint", CHECKPOINT),
+    ("bitmap region", REGION),
+    ("bitmap checksum", CHECK),
+    ("bitmap words", BITS),
+];

@@ -34,9 +34,8 @@ fn read_all(store: &Store, model: &Model) -> Result<(), StoreError> {
 }
 
 /// Flips `flips` random bytes of a small store, one at a time, and reads everything. `flip` flips bits of a byte.
-fn sweep(options: &Options, seed: u64, flips: usize, flip: &dyn Fn(u64, u8)) {
-    println!("seed {seed}");
-    let mut rng = Rng(seed);
+fn sweep(options: &Options, usual_seed: u64, flips: usize, flip: &dyn Fn(u64, u8)) {
+    let mut rng = Rng(seed(usual_seed));
     let mut store = Store::open(options.clone()).unwrap();
     let (mut model, mut before) = (Model::new(), Model::new());
     for _ in 0..3 {

@@ -66,9 +66,7 @@ fn verify(cut: &SimDisk, points: &[Point], ops: usize, seed: u64) {
 
 #[test]
 fn every_cut_finds_a_checkpoint() {
-    let seed = 5;
-    println!("seed {seed}");
-    let mut rng = Rng(seed);
+    let mut rng = Rng(seed(5));
     let disk = SimDisk::new();
     let points = record(&disk, &mut rng, model_ops(24_000) as u64 / 2000);
     for ops in 0..=disk.op_count() {

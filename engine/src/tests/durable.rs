@@ -45,9 +45,8 @@ enum Stage {
     Written(crate::CheckpointDone),
 }
 
-fn run_model(options: &Options, seed: u64, ops: usize) {
-    println!("seed {seed}");
-    let mut rng = Rng(seed);
+fn run_model(options: &Options, usual_seed: u64, ops: usize) {
+    let mut rng = Rng(seed(usual_seed));
     let mut store = Store::open(options.clone()).unwrap();
     let mut model = Model::new();
     // What the published root, the frozen root and the newest checkpoint hold.

@@ -3,5 +3,8 @@
 mod corruption;
 mod crash;
 mod durable;
+mod format;
 mod model;
+mod page;
 mod rng;
+mod space;

@@ -1,0 +1,78 @@
+//! The map of the file against a plain set.
+
+use std::collections::BTreeSet;
+
+use super::rng::Rng;
+use crate::space::*;
+
+#[test]
+fn allocation_takes_the_lowest_free_place() {
+    let seed = 4;
+    println!("seed {seed}");
+    let mut rng = Rng(seed);
+    let mut space = Space::empty();
+    // Used or held pages; and the extents that are used, held.
+    let mut taken: BTreeSet<u64> = (0..RESERVED_PAGES).collect();
+    let mut used: Vec<(u64, u32)> = Vec::new();
+    let mut held = used.clone();
+    for step in 0..6000 {
+        match rng.below(if step / 1000 % 2 == 0 { 4 } else { 7 }) {
+            0..=2 => {
+                let pages = if rng.chance(4) { 1 + rng.below(40) as u64 } else { 1 };
+                let first = space.allocate(pages).unwrap();
+                let lowest = (0..).find(|p| (*p..p + pages).all(|p| !taken.contains(&p))).unwrap();
+                assert_eq!(first, lowest);
+                taken.extend(first..first + pages);
+                used.push((first, pages as u32));
+            }
+            3 | 4 if !used.is_empty() => {
+                let (first, pages) = used.swap_remove(rng.below(used.len()));
+                space.hold(first, pages);
+                held.push((first, pages));
+            }
+            _ if !held.is_empty() => {
+                let (first, pages) = held.swap_remove(rng.below(held.len()));
+                space.release(first, pages);
+                taken.retain(|p| !(first..first + u64::from(pages)).contains(p));
+            }
+            _ => {}
+        }
+        assert_eq!(space.high_water(), taken.last().unwrap() + 1);
+        let used_pages: u64 = used.iter().map(|(_, pages)| u64::from(*pages)).sum();
+        assert_eq!(space.used_pages(), used_pages + RESERVED_PAGES);
+    }
+}
+
+#[test]
+fn extents_stay_within_regions_and_the_file_has_an_end() {
+    let mut space = Space::empty();
+    let large = EXTENT_PAGES_MAX / 2 + 1;
+    for region in 0..REGIONS_MAX as u64 {
+        assert_eq!(space.allocate(large), Some(region * REGION_PAGES + RESERVED_PAGES));
+    }
+    assert_eq!(space.allocate(large), None, "no region has room");
+    assert_eq!(space.allocate(1), Some(RESERVED_PAGES + large));
+}
+
+#[test]
+fn bitmaps_go_round() {
+    let mut space = Space::empty();
+    let first = space.allocate(100).unwrap();
+    space.hold(first + 10, 5);
+    let written: Vec<_> = space.touched_bitmaps(7).collect();
+    let [(page, bytes)] = &written[..] else { panic!("one region") };
+    assert_eq!(*page, bitmap_page(0, 1));
+    for (region, newest) in [(1, 7), (0, 6)] {
+        assert!(decode_bitmap(bytes, region, newest).is_none(), "another region, or too new");
+    }
+    let mut read = Space::default();
+    read.push(&decode_bitmap(bytes, 0, 7).unwrap(), 1);
+    assert_eq!(read.used_pages(), space.used_pages());
+    assert_eq!(read.allocate(5), Some(first + 10), "what was held is not in the bitmap");
+    assert_eq!(read.next_places().collect::<Vec<_>>(), [0]);
+    for at in (0..BITMAP_BYTES).step_by(61) {
+        let mut bad = bytes.clone();
+        bad[at] ^= 16;
+        assert!(decode_bitmap(&bad, 0, 7).is_none(), "byte {at}");
+    }
+}

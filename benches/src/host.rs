@@ -1,5 +1,6 @@
 //! What the machine and /proc say: of the host, and of a process.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::Result;
@@ -12,8 +13,6 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub struct Usage {
     /// User and system time, in seconds.
     pub cpu_seconds: f64,
-    /// Bytes that the process caused to be written to the disk.
-    pub write_bytes: u64,
     /// Resident memory, in bytes.
     pub rss_bytes: u64,
     /// The part of it that is no file's, in bytes.
@@ -32,13 +31,29 @@ pub fn usage(pid: u32) -> Result<Usage> {
     let ticks: f64 =
         after.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
     let status = read("status")?;
-    let io = read("io")?;
     Ok(Usage {
         cpu_seconds: ticks / TICKS_PER_SECOND,
-        write_bytes: field(&io, "write_bytes:"),
         rss_bytes: field(&status, "VmRSS:") * 1024,
         anonymous_bytes: field(&status, "RssAnon:") * 1024,
     })
+}
+
+/// Bytes written so far to the device that a folder lies on, by anybody; 0 where there is no device.
+///
+/// /proc's count of a process is no measure: it adds a whole folio of the page cache, up to a megabyte, when a few
+/// bytes of it become dirty.
+pub fn device_written(folder: &Path) -> Result<u64> {
+    const SECTOR_BYTES: u64 = 512;
+    /// "Sectors written" of a block device's statistics.
+    const FIELD: usize = 6;
+    let device = std::fs::metadata(folder).map_err(|e| format!("{}: {e}", folder.display()))?.dev();
+    // As Linux packs the two numbers into one.
+    let major = (device >> 8) & 0xfff | (device >> 32) & !0xfff;
+    let minor = device & 0xff | (device >> 12) & 0xff_ff00;
+    let path = format!("/sys/dev/block/{major}:{minor}/stat");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let sectors: Option<u64> = text.split_whitespace().nth(FIELD).and_then(|word| word.parse().ok());
+    Ok(sectors.unwrap_or(0) * SECTOR_BYTES)
 }
 
 fn field(text: &str, name: &str) -> u64 {

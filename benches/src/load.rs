@@ -4,6 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,23 @@ pub const VALUE_BYTES: usize = 256;
 /// Latencies are counted in tenths of a microsecond.
 const TICKS_PER_MICROSECOND: u64 = 10;
 const NANOSECONDS_PER_TICK: u64 = 100;
+
+/// The server that is asked: where it listens, its process, and the folder of its data.
+#[derive(Debug, Clone, Copy)]
+pub struct Server<'s> {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its process.
+    pub pid: u32,
+    /// A folder on the device that it writes to.
+    pub folder: &'s Path,
+}
+
+impl Server<'_> {
+    fn usage(&self) -> Result<(Usage, u64)> {
+        Ok((host::usage(self.pid)?, host::device_written(self.folder)?))
+    }
+}
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +73,7 @@ pub struct Measured {
     pub p99_us: f64,
     /// CPU seconds of the server per 1000 requests.
     pub cpu_per_1000: f64,
-    /// Bytes that the server had written per 1000 requests.
+    /// Bytes written to the device under the server's folder per 1000 requests.
     pub written_per_1000: f64,
 }
 
@@ -141,7 +159,7 @@ impl Run {
         Ok(in_flight.map(|i| tokio::task::spawn_local(drive(i))).collect())
     }
 
-    fn measured(&self, elapsed: Duration, before: Usage, after: Usage) -> Result<Measured> {
+    fn measured(&self, elapsed: Duration, before: (Usage, u64), after: (Usage, u64)) -> Result<Measured> {
         let requests = self.requests.get();
         if requests == 0 {
             return Err(Error::from("no request was answered in the measured time"));
@@ -154,8 +172,8 @@ impl Run {
             rate: requests as f64 / elapsed.as_secs_f64(),
             p50_us: quantile(0.5),
             p99_us: quantile(0.99),
-            cpu_per_1000: (after.cpu_seconds - before.cpu_seconds) / thousands,
-            written_per_1000: after.write_bytes.saturating_sub(before.write_bytes) as f64 / thousands,
+            cpu_per_1000: (after.0.cpu_seconds - before.0.cpu_seconds) / thousands,
+            written_per_1000: after.1.saturating_sub(before.1) as f64 / thousands,
         })
     }
 }
@@ -171,8 +189,7 @@ async fn finish(loops: Vec<Loop>) -> Result<()> {
 
 /// Sends requests on random keys for a time after a warm-up, and measures.
 pub async fn run(
-    address: SocketAddr,
-    pid: u32,
+    server: Server<'_>,
     work: Work,
     shape: Shape,
     keys: u64,
@@ -180,25 +197,25 @@ pub async fn run(
     time: Duration,
 ) -> Result<Measured> {
     let run = Run::new(work, keys, false)?;
-    let loops = run.start(address, shape).await?;
+    let loops = run.start(server.address, shape).await?;
     tokio::time::sleep(warm).await;
-    let before = host::usage(pid)?;
+    let before = server.usage()?;
     let begin = Instant::now();
     run.measuring.set(true);
     tokio::time::sleep(time).await;
     run.measuring.set(false);
     let elapsed = begin.elapsed();
-    let after = host::usage(pid)?;
+    let after = server.usage()?;
     run.stop.set(true);
     finish(loops).await?;
     run.measured(elapsed, before, after)
 }
 
 /// Puts the keys 0 to `keys` - 1, each once, with 1000 in flight over 100 connections.
-pub async fn fill(address: SocketAddr, pid: u32, keys: u64) -> Result<Measured> {
+pub async fn fill(server: Server<'_>, keys: u64) -> Result<Measured> {
     let run = Run::new(Work::Put, keys, true)?;
-    let before = host::usage(pid)?;
+    let before = server.usage()?;
     let begin = Instant::now();
-    finish(run.start(address, Shape { connections: 100, in_flight: 1000 }).await?).await?;
-    run.measured(begin.elapsed(), before, host::usage(pid)?)
+    finish(run.start(server.address, Shape { connections: 100, in_flight: 1000 }).await?).await?;
+    run.measured(begin.elapsed(), before, server.usage()?)
 }

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use clap::Parser;
-use trilith_benches::load::{self, Measured, Shape, Work};
+use trilith_benches::load::{self, Measured, Server, Shape, Work};
 use trilith_benches::member::{Launch, Member, Scratch, our_binary};
 use trilith_benches::{Result, block_on, host};
 
@@ -36,6 +36,8 @@ const RANGES: [(&str, Work, Shape); 4] = [
     ("serializable range, 1 client", Work::RangeSerializable, ALONE),
     ("serializable range, 1000 in flight on 100", Work::RangeSerializable, CROWD),
 ];
+/// Before the name of a line that is measured after 100,000 puts in a row.
+const BURST: &str = "after a burst, ";
 
 #[derive(Debug, Parser)]
 #[command(about = "Compares the speed of ours with a real etcd's")]
@@ -49,6 +51,9 @@ struct Args {
     /// Seconds of load before that.
     #[arg(long, default_value_t = 0.7)]
     warm: f64,
+    /// Only the lines whose name holds this text.
+    #[arg(long, default_value = "")]
+    only: String,
     /// Keys of the load.
     #[arg(long, default_value_t = 100_000)]
     keys: u64,
@@ -151,14 +156,16 @@ async fn one_round(
 ) -> Result<()> {
     let launch = launch(contestant, folder)?;
     let mut measured = Vec::new();
-    let member = launch.start().await?;
-    measure(args, &member, "", &PUTS, &mut measured).await?;
-    load::fill(launch.client, member.pid(), args.keys).await?;
-    member.kill()?;
-    let member = launch.start().await?;
-    measure(args, &member, "", &RANGES, &mut measured).await?;
-    load::fill(launch.client, member.pid(), args.keys).await?;
-    measure(args, &member, "after a burst, ", &RANGES, &mut measured).await?;
+    let mut member = launch.start().await?;
+    measure(args, server(&launch, &member), "", &PUTS, &mut measured).await?;
+    if RANGES.iter().any(|(name, ..)| name.contains(&args.only) || args.only.starts_with(BURST)) {
+        load::fill(server(&launch, &member), args.keys).await?;
+        member.kill()?;
+        member = launch.start().await?;
+        measure(args, server(&launch, &member), "", &RANGES, &mut measured).await?;
+        load::fill(server(&launch, &member), args.keys).await?;
+        measure(args, server(&launch, &member), BURST, &RANGES, &mut measured).await?;
+    }
     let usage = host::usage(member.pid())?;
     member.kill()?;
     let path = log_path_line(&launch);
@@ -169,17 +176,25 @@ async fn one_round(
     Ok(())
 }
 
+fn server<'s>(launch: &'s Launch, member: &Member) -> Server<'s> {
+    Server { address: launch.client, pid: member.pid(), folder: &launch.folder }
+}
+
 async fn measure(
     args: &Args,
-    member: &Member,
+    server: Server<'_>,
     when: &str,
     lines: &[(&str, Work, Shape)],
     measured: &mut Vec<(String, Cell)>,
 ) -> Result<()> {
     for (name, work, shape) in lines {
+        let name = format!("{when}{name}");
+        if !name.contains(&args.only) {
+            continue;
+        }
         let (warm, time) = (Duration::from_secs_f64(args.warm), Duration::from_secs_f64(args.seconds));
-        let result = load::run(member.client, member.pid(), *work, *shape, args.keys, warm, time).await?;
-        measured.push((format!("{when}{name}"), cell(&result, member.pid())?));
+        let result = load::run(server, *work, *shape, args.keys, warm, time).await?;
+        measured.push((name, cell(&result, server.pid)?));
     }
     Ok(())
 }
@@ -206,7 +221,7 @@ fn log_path_line(launch: &Launch) -> String {
 async fn memory(args: &Args, contestant: &Contestant, folder: &Path) -> Result<Memory> {
     let launch = launch(contestant, folder)?;
     let member = launch.start().await?;
-    let loaded = load::fill(launch.client, member.pid(), args.memory_keys).await?;
+    let loaded = load::fill(server(&launch, &member), args.memory_keys).await?;
     let before = host::usage(member.pid())?;
     member.kill()?;
     let mut starts = Vec::new();

@@ -216,7 +216,8 @@ async fn million(args: &Args, scratch: &Scratch) -> Result<()> {
     let mut launch = args.launch(scratch)?;
     let mut starts = 0;
     let (mut member, _) = start(args, &mut launch, &mut starts).await?;
-    let loaded = load::fill(launch.client, member.pid(), MILLION).await?;
+    let server = load::Server { address: launch.client, pid: member.pid(), folder: &launch.folder };
+    let loaded = load::fill(server, MILLION).await?;
     print_memory("loaded", member.pid())?;
     println!(
         "  loaded at {:.0} puts/s, {:.0} bytes written per put",

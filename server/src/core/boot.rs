@@ -18,7 +18,7 @@ use crate::apply::restore_leases;
 use crate::lease::Lessor;
 
 /// Bytes of the log's tail that raft keeps in memory for followers.
-const RAFT_TAIL_BYTES: usize = 64 << 20;
+const RAFT_TAIL_BYTES: usize = 16 << 20;
 
 /// Who this member is.
 #[derive(Debug, Clone, Copy)]

@@ -270,6 +270,16 @@ impl Store {
         self.durable.slot
     }
 
+    /// Whether opening had to walk the trees for a lost bitmap; until the next checkpoint.
+    pub(crate) fn lost_bitmaps(&self) -> bool {
+        self.space.as_ref().is_some_and(|space| space.touched_bitmaps(0).next().is_some())
+    }
+
+    /// Whether the newest meta page that is whole was taken; until the next checkpoint begins.
+    pub(crate) fn took_the_newest(&self) -> bool {
+        self.next_checkpoint == self.durable.checkpoint + 1
+    }
+
     /// The page of a tree's root, if it is on disk.
     pub(crate) fn root_page(&self, tree: TreeId) -> Option<u64> {
         match &self.state.trees[tree as usize] {

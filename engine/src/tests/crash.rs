@@ -41,15 +41,21 @@ fn record(disk: &SimDisk, rng: &mut Rng, checkpoints: u64) -> Vec<Point> {
     points
 }
 
-/// Opens what the cut left, and compares; then goes on for two more checkpoints and opens once more.
-fn verify(cut: &SimDisk, points: &[Point], ops: usize, seed: u64) {
-    let mut store = Store::open(sim_options(cut)).unwrap_or_else(|e| panic!("cut at {ops}: {e}"));
+/// Opens what the cut left, and compares.
+fn open_cut<'p>(cut: &SimDisk, points: &'p [Point], ops: usize) -> (Store, &'p Point) {
+    let store = Store::open(sim_options(cut)).unwrap_or_else(|e| panic!("cut at {ops}: {e}"));
     let applied = store.applied().0;
     let acknowledged = points.iter().filter(|p| p.acknowledged_at <= ops).map(|p| p.applied).max();
     assert!(Some(applied) >= acknowledged, "cut at {ops}: acknowledged {acknowledged:?}, found {applied}");
     let point = points.iter().find(|p| p.applied == applied).unwrap();
     store.check().unwrap_or_else(|e| panic!("cut at {ops}: {e}"));
     assert_equal(store.view(), &point.model);
+    (store, point)
+}
+
+/// Opens what the cut left, and compares; then goes on for two more checkpoints and opens once more.
+fn verify(cut: &SimDisk, points: &[Point], ops: usize, seed: u64) {
+    let (mut store, point) = open_cut(cut, points, ops);
     let (mut rng, mut model) = (Rng(seed), point.model.clone());
     for _ in 0..2 {
         for _ in 0..60 {
@@ -76,8 +82,61 @@ fn every_cut_finds_a_checkpoint() {
             Survivors::Random(ops as u64),
             Survivors::Random(!0 - ops as u64),
         ] {
-            verify(&disk.crash(ops, survivors), &points, ops, ops as u64);
+            let cut = disk.crash(ops, survivors);
+            assert!(
+                !open_cut(&cut, &points, ops).0.lost_bitmaps(),
+                "cut at {ops}: a bitmap was written over"
+            );
+            verify(&cut, &points, ops, ops as u64);
         }
+    }
+}
+
+/// Cuts right before a sync, when the most is at stake: often enough that a meta page survives whole beside torn
+/// pages, if it could.
+#[test]
+fn cuts_before_syncs_find_a_checkpoint() {
+    let mut rng = Rng(seed(10));
+    let disk = SimDisk::new();
+    let points = record(&disk, &mut rng, 5);
+    let syncs: Vec<usize> = (0..disk.op_count()).filter(|op| disk.is_sync(*op)).collect();
+    for ops in &syncs[syncs.len() - 6..] {
+        for _ in 0..model_ops(2500) / 5 {
+            let (store, _) = open_cut(&disk.crash(*ops, Survivors::Random(rng.next())), &points, *ops);
+            assert!(store.took_the_newest(), "cut at {ops}: a meta page was there before its pages");
+        }
+    }
+}
+
+/// A checkpoint is cut off, and the newest that is durable is damaged as well: the one before is still whole. So it
+/// is when the store was opened again in between, and knows what to hold from the bitmaps only.
+#[test]
+fn the_checkpoint_before_is_whole_while_the_next_is_written() {
+    for seed in 0..30 {
+        println!("seed {seed}");
+        let mut rng = Rng(seed);
+        let mut disk = SimDisk::new();
+        let points = record(&disk, &mut rng, if seed % 2 == 0 { 7 } else { 6 });
+        if seed % 2 == 1 {
+            disk = disk.fork();
+            let mut store = Store::open(sim_options(&disk)).unwrap();
+            let mut model = points[6].model.clone();
+            for _ in 0..100 {
+                change(&mut rng, &mut store, &mut model, 300, true);
+            }
+            checkpoint(&mut store);
+        }
+        // The last two operations of a checkpoint are its meta page and the sync.
+        let cut = disk.crash(disk.op_count() - 2, Survivors::All);
+        let store = Store::open(sim_options(&cut)).unwrap();
+        assert_eq!(store.applied().0, 6);
+        let meta = store.meta_slot();
+        drop(store);
+        cut.corrupt(std::path::Path::new("d/db"), meta * 4096 + rng.below(4096) as u64, 2).unwrap();
+        let (store, _) = open_cut(&cut, &points[..6], 0);
+        assert_eq!(store.applied().0, 5);
+        drop(store);
+        verify(&cut, &points[..6], 0, seed);
     }
 }
 

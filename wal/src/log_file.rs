@@ -290,8 +290,11 @@ impl Wal {
     }
 
     fn advance(&mut self) -> Result<(), WalError> {
-        if let Some(wake) = &self.wake {
-            // Before looking: what comes in later wakes again.
+        // Before looking: what comes in later wakes again. With nothing under way there is nothing to look for but
+        // a prepared segment, and a call of the kernel per poll would be dear.
+        if let Some(wake) = &self.wake
+            && !self.in_flight.is_empty()
+        {
             wake.clear();
         }
         loop {
@@ -400,12 +403,13 @@ impl Wal {
             }
             if let Some(wake) = &self.wake {
                 let waited = wake.wait().map_err(io_error("wait for", &self.options.dir));
+                wake.clear();
                 self.latch(waited)?;
             }
         }
     }
 
-    /// Readable when `poll` has something to do. None when completions come with `poll` itself (simulated disk).
+    /// Becomes readable when `poll` has something to do (edge-triggered: it may stay readable). None when completions come with `poll` itself (simulated disk).
     pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         self.wake.as_ref().map(Wake::fd)
     }

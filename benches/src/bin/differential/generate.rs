@@ -154,7 +154,7 @@ impl Generator {
         if self.rng.chance(90) { 0 } else { self.revision - self.rng.between(-2, 60) }
     }
 
-    fn range(&mut self) -> RangeRequest {
+    pub(crate) fn range(&mut self) -> RangeRequest {
         let (key, range_end) = self.interval(35);
         let rng = &mut self.rng;
         let limit = if rng.chance(35) { rng.between(-1, 8) } else { 0 };

@@ -7,6 +7,7 @@ mod compare;
 mod generate;
 mod op;
 mod run;
+mod stream;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ use run::{Found, Pair, READS_MAX, Setup};
 const HASHES: usize = 100;
 /// Watchers that catch up at the end.
 const WATCHERS: usize = 40;
+/// Ranges that are asked for as streams too, at the end.
+const STREAMS: usize = 500;
 
 #[derive(Debug, Parser)]
 #[command(about = "Compares ours with a real etcd, request by request")]
@@ -118,12 +121,14 @@ async fn differential(args: &Args, seed: u64, scratch: &Scratch) -> Result<()> {
         events += watch::compare_live(etcd, ours).await?;
     }
     let mut rng = Rng::new(seed);
+    let parts = stream::compare(&mut pair.ours.client, &mut generator, STREAMS).await?;
     events += watch::compare_catch_up(&pair, &mut rng, WATCHERS, compacted, last).await?;
     for (kind, count) in &kinds {
         println!("  {count:>7} {kind}");
     }
     println!(
-        "differential: {} requests, {hashes} hash rounds, {} restarts, {events} events equal; revision {last}, \
+        "differential: {} requests, {hashes} hash rounds, {} restarts, {events} events and {parts} parts of \
+         streamed ranges equal; revision {last}, \
          compacted {compacted}; seed {seed}; {:.1} s",
         sent.len(),
         kinds.get("restart").copied().unwrap_or(0),
@@ -137,7 +142,8 @@ fn next_batch(args: &Args, generator: &mut Generator, sent: usize, hashes: &mut 
     if sent >= (*hashes + 1) * args.ops / HASHES - 1 {
         *hashes += 1;
         // Right before a hash, so that what was just replayed is hashed.
-        let restart = args.restarts > 0 && hashes.is_multiple_of(HASHES.div_ceil(args.restarts));
+        let between = HASHES.div_ceil(args.restarts.max(1));
+        let restart = args.restarts > 0 && (*hashes + between / 2).is_multiple_of(between);
         let mut batch = if restart { vec![Op::Restart] } else { Vec::new() };
         batch.extend(generator.hash());
         return batch;

@@ -61,6 +61,8 @@ pub struct CheckpointJob {
     pub(crate) checkpoint: u64,
     /// What the checkpoint before uses and this one does not.
     pub(crate) freed: Vec<(u64, u32)>,
+    /// Nodes that the checkpoint before wrote, to be freed on this thread.
+    pub(crate) retired: Vec<Arc<Node>>,
 }
 
 /// A checkpoint that is durable.
@@ -83,6 +85,7 @@ impl CheckpointJob {
 
     fn write(mut self) -> Result<CheckpointDone, StoreError> {
         let source = self.state.source.clone();
+        self.retired.clear();
         for (first, pages) in &self.freed {
             self.space.hold(*first, *pages);
         }

@@ -66,6 +66,15 @@ impl Children {
         chunk[place % CHUNK].take().expect("the branch's cell names a child of this table")
     }
 
+    /// Adds the children that nobody else holds.
+    fn dissolve(self, into: &mut Vec<Arc<Node>>) {
+        for chunk in self.0 {
+            if let Ok(chunk) = Arc::try_unwrap(chunk) {
+                into.extend(chunk.into_iter().flatten());
+            }
+        }
+    }
+
     /// Whether no child is in memory.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.iter().all(|chunk| chunk.iter().all(Option::is_none))
@@ -300,6 +309,13 @@ impl Node {
 
     fn set_memory_key(&mut self, i: usize, place: usize) {
         self.edit().set_long_key(i, Place::Memory(place));
+    }
+
+    /// Frees a node without its children, which are added to those still to be freed.
+    pub(crate) fn free(self: Arc<Node>, rest: &mut Vec<Arc<Node>>) {
+        if let Ok(node) = Arc::try_unwrap(self) {
+            node.children.dissolve(rest);
+        }
     }
 
     /// Replaces what the checkpoint has written by where it is: long keys and values, and children.

@@ -1,6 +1,6 @@
 //! The write-ahead log, in etcd's format to the byte.
 //!
-//! A log is a folder of segment files; a segment is a chain of records with a running checksum (docs/format.md).
+//! A log is a folder of segment files; a segment is a chain of records with a running checksum (docs/format-wal.md).
 //! [`Wal`] gathers records into batches, writes each batch with one sync, up to four of them at once, and reports
 //! them durable strictly in order. There is no timer: while batches are under way the next one gathers.
 //!

@@ -1,4 +1,4 @@
-//! Records and their frames: what a log file is made of, to the byte (docs/format.md, "WAL: frames and records").
+//! Records and their frames: what a log file is made of, to the byte (docs/format-wal.md, "WAL: frames and records").
 //!
 //! Promises: the encoder writes straight into the batch's buffer, and what it writes is what etcd's encoder would
 //! write for the same record. The parser never panics and never reads outside the bytes that it is given; it

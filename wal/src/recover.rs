@@ -84,7 +84,7 @@ pub(crate) struct Case {
     pub(crate) why: &'static str,
 }
 
-/// The table of recovery cases (docs/format.md, "WAL: torn tail or damage").
+/// The table of recovery cases (docs/format-wal.md, "WAL: torn tail or damage").
 #[rustfmt::skip]
 pub(crate) const CASES: [Case; 7] = [
     Case { letter: 'A', test: |f| !f.head, verdict: Verdict::Refuse,

@@ -18,6 +18,7 @@ mod error;
 mod io;
 mod log_file;
 mod names;
+mod pace;
 mod prepare;
 mod record;
 mod recover;

@@ -372,6 +372,9 @@ impl Wal {
                     any = true;
                 }
                 Some(waiting) => {
+                    if let Queued::Batch { offset, buf, .. } = &waiting {
+                        self.preparer.used(offset + buf.len() as u64);
+                    }
                     self.queue.push_front(waiting);
                     break;
                 }
@@ -383,6 +386,7 @@ impl Wal {
     /// Asks for the next segment when a quarter of this one is used: early enough, and a log that is hardly
     /// written never costs a second segment. On a simulated disk it is made when it is needed.
     fn prepare_ahead(&mut self, offset: u64) -> Result<(), WalError> {
+        self.preparer.used(offset);
         if !self.prepared && self.wake.is_some() && offset > self.options.segment_bytes / 4 {
             self.prepared = true;
             self.preparer.prepare()?;

@@ -19,9 +19,10 @@ use crate::WalError;
 use crate::error::io_error;
 use crate::io::{Wake, thread_gone};
 use crate::names::Name;
+use crate::pace::{self, Pace, Place};
 use crate::segment::{ALL, Segment};
 
-/// How much of a segment that is in use already is zeroed between two syncs, and ahead of the first write.
+/// How much of a segment is zeroed between two syncs, and of a new log ahead of the first write.
 pub(crate) const FIRST_ZEROED_BYTES: u64 = 4 << 20;
 
 #[derive(Debug)]
@@ -51,6 +52,8 @@ struct Worker {
     ready: Option<(PathBuf, Segment)>,
     /// A file under a temporary name whose blocks are there but hold old data.
     spare: Option<PathBuf>,
+    /// Where the writer is; None when nobody writes meanwhile.
+    place: Option<Place>,
     stop: Arc<AtomicBool>,
 }
 
@@ -65,9 +68,9 @@ pub(crate) struct Setup {
 }
 
 impl Worker {
-    fn new(setup: Setup, stop: Arc<AtomicBool>) -> Worker {
+    fn new(setup: Setup, place: Option<Place>, stop: Arc<AtomicBool>) -> Worker {
         let Setup { disk, dir, segment_bytes, direct, fsync } = setup;
-        Worker { disk, dir, segment_bytes, direct, fsync, ready: None, spare: None, stop }
+        Worker { disk, dir, segment_bytes, direct, fsync, ready: None, spare: None, place, stop }
     }
 
     /// Does a job; answers if it asked for a segment.
@@ -102,12 +105,19 @@ impl Worker {
         let mut at = segment.zeroed();
         while at < self.segment_bytes && !self.stop.load(Ordering::Relaxed) {
             let end = (at + FIRST_ZEROED_BYTES).min(self.segment_bytes);
+            self.wait_for(pace::rest(end));
             self.zero(segment, at, end)?;
             at = end;
             segment.set_zeroed(if at < self.segment_bytes { at } else { ALL });
             wake.notify();
         }
         Ok(())
+    }
+
+    fn wait_for(&self, used: u64) {
+        if let Some(place) = &self.place {
+            place.wait_for(used);
+        }
     }
 
     /// Writes zeros and makes them durable.
@@ -137,7 +147,13 @@ impl Worker {
         if len > self.segment_bytes {
             segment.file().set_len(self.segment_bytes).map_err(io_error("cut", &path))?;
         }
-        self.zero(&segment, 0, self.segment_bytes)?;
+        let mut at = 0;
+        while at < self.segment_bytes && !self.stop.load(Ordering::Relaxed) {
+            let end = (at + FIRST_ZEROED_BYTES).min(self.segment_bytes);
+            self.wait_for(pace::next(end, self.segment_bytes));
+            self.zero(&segment, at, end)?;
+            at = end;
+        }
         if !self.stop.load(Ordering::Relaxed) {
             self.ready = Some((path, segment));
         }
@@ -193,6 +209,7 @@ enum Seat {
 #[derive(Debug)]
 pub(crate) struct Preparer {
     seat: Seat,
+    pace: Pace,
     stop: Arc<AtomicBool>,
     wake: Wake,
 }
@@ -202,7 +219,8 @@ impl Preparer {
     pub(crate) fn start(setup: Setup, wake: Wake, thread: bool) -> Result<Preparer, WalError> {
         let stop = Arc::new(AtomicBool::new(false));
         let dir = setup.dir.clone();
-        let mut worker = Worker::new(setup, stop.clone());
+        let place = Place::new();
+        let mut worker = Worker::new(setup, thread.then(|| place.clone()), stop.clone());
         worker.adopt()?;
         let seat = if thread {
             let (jobs, inbox) = channel::<Job>();
@@ -224,7 +242,7 @@ impl Preparer {
         } else {
             Seat::Inline { worker: Box::new(worker), installed: VecDeque::new() }
         };
-        Ok(Preparer { seat, stop, wake })
+        Ok(Preparer { seat, pace: Pace::new(place), stop, wake })
     }
 
     fn hand_in(&mut self, job: Job) -> Result<(), WalError> {
@@ -240,6 +258,11 @@ impl Preparer {
         }
     }
 
+    /// The writer has used this much of its segment, or wants to.
+    pub(crate) fn used(&mut self, bytes: u64) {
+        self.pace.used(bytes);
+    }
+
     pub(crate) fn zero_rest(&mut self, segment: Arc<Segment>) -> Result<(), WalError> {
         self.hand_in(Job::ZeroRest(segment))
     }
@@ -249,6 +272,7 @@ impl Preparer {
     }
 
     pub(crate) fn install(&mut self, name: Name, head: AlignedBuf) -> Result<(), WalError> {
+        self.pace.hurry();
         self.hand_in(Job::Install(name, head))
     }
 
@@ -258,16 +282,19 @@ impl Preparer {
 
     /// The segment that was asked for, when it is there.
     pub(crate) fn installed(&mut self) -> Option<Installed> {
-        match &mut self.seat {
+        let installed = match &mut self.seat {
             Seat::Thread { installed, .. } => installed.try_recv().ok(),
             Seat::Inline { installed, .. } => installed.pop_front(),
-        }
+        }?;
+        self.pace.begin();
+        Some(installed)
     }
 }
 
 impl Drop for Preparer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.pace.hurry();
         if let Seat::Thread { jobs, thread, .. } = &mut self.seat {
             *jobs = None;
             if let Some(thread) = thread.take() {

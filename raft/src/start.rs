@@ -67,8 +67,10 @@ pub(crate) fn restart(
     let mut hard_state = replay.hard_state;
     let commit = hard_state.commit.unwrap_or_default();
     let Some(first) = entries.first().map(|entry| entry.index) else {
-        // Nothing comes after what the store has. That the log once reached it is the log's to know: it was told
-        // the index when it was opened, and skipped what stands before.
+        // Nothing comes after what the store has; the log must reach as far, or it is not the store's.
+        if replay.last_index < applied {
+            return Err(RaftError::Missing { applied, last: replay.last_index });
+        }
         let marked = replay.snapshots.iter().filter_map(|mark| mark.index).max().unwrap_or_default();
         if marked > applied {
             return Err(RaftError::Gap { applied, first: marked + 1 });

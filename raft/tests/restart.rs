@@ -61,7 +61,12 @@ fn a_commit_index_behind_the_store_is_raised() {
     assert_eq!((node.status().commit, node.status().applied), (5, 5));
     assert_eq!(comes_out(&mut node), []);
     let mark = walpb::Snapshot { index: Some(5), term: Some(2), conf_state: Some(alone()) };
-    let replay = Replay { hard_state: hard_state(2, 1, 3), snapshots: vec![mark], ..Default::default() };
+    let replay = Replay {
+        hard_state: hard_state(2, 1, 3),
+        snapshots: vec![mark],
+        last_index: 5,
+        ..Default::default()
+    };
     let node = restart(replay, 5, 2).unwrap();
     assert_eq!((node.status().commit, node.status().last, node.status().term), (5, 5, 2));
 }
@@ -75,7 +80,8 @@ fn a_term_that_a_torn_batch_lost_is_raised() {
 #[test]
 fn log_and_store_that_do_not_fit_are_refused() {
     let of = |entries, commit, applied, applied_term| {
-        let replay = Replay { hard_state: hard_state(2, 1, commit), entries, ..Default::default() };
+        let hard_state = hard_state(2, 1, commit);
+        let replay = Replay { hard_state, entries, last_index: 5, ..Default::default() };
         restart(replay, applied, applied_term).unwrap_err().to_string()
     };
     let mut torn = entries(1..=3, 2);
@@ -102,6 +108,10 @@ fn log_and_store_that_do_not_fit_are_refused() {
             "the write-ahead log has committed raft entry 9, but ends with entry 7",
         ),
         (of(vec![], 9, 5, 2), "the write-ahead log has committed raft entry 9, but ends with entry 5"),
+        (
+            of(vec![], 5, 7, 2),
+            "the store has applied raft entry 7, but the write-ahead log ends with entry 5: entry 6 is missing",
+        ),
         (of(torn, 1, 0, 0), "raft entry 2: the log has entry 3 there"),
         (of(falling, 1, 0, 0), "raft entry 3: term 1 after term 2"),
         (of(entries(6..=7, 2), 6, 5, 3), "raft entry 6: term 2 after term 3"),
@@ -111,7 +121,8 @@ fn log_and_store_that_do_not_fit_are_refused() {
         assert_eq!(error, expected);
     }
     let mark = walpb::Snapshot { index: Some(8), term: Some(2), conf_state: Some(alone()) };
-    let error = restart(Replay { snapshots: vec![mark], ..Default::default() }, 5, 2).unwrap_err();
+    let error =
+        restart(Replay { snapshots: vec![mark], last_index: 8, ..Default::default() }, 5, 2).unwrap_err();
     assert!(matches!(error, RaftError::Gap { applied: 5, first: 9 }), "{error}");
 }
 

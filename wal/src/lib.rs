@@ -104,6 +104,8 @@ pub struct Replay {
     /// Every snapshot mark in the segments that were read, in order. Segments that hold only entries up to the
     /// index asked for are not read.
     pub snapshots: Vec<walpb::Snapshot>,
+    /// Index of the log's last entry or mark, also when it is not above the one asked for; 0 for an empty log.
+    pub last_index: u64,
 }
 
 /// Number of a gathered batch; batches become durable in order.

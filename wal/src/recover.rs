@@ -159,8 +159,8 @@ impl Reader {
     pub(crate) fn into_replay(self, dir: &Path) -> Result<Replay, WalError> {
         let missing = || WalError::Missing { path: dir.to_owned(), what: "the log has no metadata".into() };
         let metadata = self.metadata.ok_or_else(missing)?;
-        let (hard_state, entries, snapshots) = (self.hard_state, self.entries, self.snapshots);
-        Ok(Replay { metadata, hard_state, entries, snapshots })
+        let Reader { hard_state, entries, snapshots, last_index, .. } = self;
+        Ok(Replay { metadata, hard_state, entries, snapshots, last_index })
     }
 
     /// Takes every good record of a segment and judges the place where they end.

@@ -3,6 +3,7 @@
 //!
 //! The harnesses look at a server from outside only: they know the protocol and the process, and no crate of ours
 //! but the generated messages.
+#![forbid(unsafe_code)]
 
 pub mod client;
 pub mod host;

@@ -6,6 +6,7 @@
 //!
 //! `raftpb`, `walpb`, `snappb` and the log's metadata are proto2, and etcd writes their zero fields: set every
 //! scalar to `Some`.
+#![forbid(unsafe_code)]
 
 /// Generated code carries the .proto comments or none.
 #[allow(missing_docs, unreachable_pub, clippy::all)]

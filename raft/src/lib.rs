@@ -3,6 +3,7 @@
 //! A [`Node`] is one member's raft: proposals, ticks and peers' messages go in; committed entries, read points and
 //! messages come out of [`Node::poll`]. It never waits for the disk or the network, owns no thread and no clock, and
 //! knows nothing of keys. Types of raft-rs never leave this crate: at its border stand etcd's `raftpb` messages.
+#![forbid(unsafe_code)]
 
 mod error;
 pub mod ids;

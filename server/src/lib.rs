@@ -3,6 +3,7 @@
 //! `core` owns raft, the log and the writer of the store, and is driven by one task; `apply` turns committed
 //! entries into changes; `service` holds the request handlers, free of any transport; `rpc` is gRPC on h2;
 //! `watch` delivers changes; `config` reads flags. Only this crate knows tokio.
+#![forbid(unsafe_code)]
 
 pub mod apply;
 // Fields of its errors say by their names what they are.

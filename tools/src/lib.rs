@@ -2,6 +2,7 @@
 //!
 //! It promises etcd's command line: the same commands, flags, environment variables, output bytes and exit codes.
 //! It knows the protocol and nothing of the server: whatever it says, it learned from an answer.
+#![forbid(unsafe_code)]
 
 pub mod bench;
 mod client;

@@ -3,9 +3,13 @@
 //! The model is the one that journalling file systems and drives give: a write or a name is durable only after the
 //! sync that covers it; before that, any part of it may have reached the platter, in any order, torn at sectors of
 //! 512 bytes. [`SimDisk::crash`] builds the disk that a machine would find after losing power at an operation.
+//!
+//! A disk may be given a size ([`SimDisk::set_limit`]). What takes space is blocks of 4 KiB that were written; holes
+//! take none, and what was taken once can be written again on a full disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,6 +18,9 @@ use crate::{Disk, File, Open};
 
 /// The unit that a torn write is torn at.
 pub const SECTOR_BYTES: usize = 512;
+
+/// The unit that space is taken in.
+const BLOCK_BYTES: u64 = crate::ALIGNMENT as u64;
 
 /// What the operations that were not synced before the cut leave behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +50,8 @@ enum Op {
 struct State {
     names: BTreeMap<PathBuf, FileId>,
     bytes: Vec<Vec<u8>>,
+    /// Which blocks of each file take space.
+    taken: Vec<BTreeSet<u64>>,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +61,8 @@ struct Inner {
     start: State,
     ops: Vec<Op>,
     fail_after: Option<usize>,
+    /// Bytes that named files may take.
+    limit: Option<u64>,
 }
 
 /// The disk. Clones share it.
@@ -94,6 +105,17 @@ impl SimDisk {
         self.inner().fail_after = None;
     }
 
+    /// What would take new space beyond this many bytes fails with `StorageFull` and changes nothing, as long as
+    /// the limit stands. A limit below what is taken already is a full disk.
+    pub fn set_limit(&self, bytes: Option<u64>) {
+        self.inner().limit = bytes;
+    }
+
+    /// Bytes that the files with a name take.
+    pub fn used(&self) -> u64 {
+        self.inner().now.used()
+    }
+
     /// Flips bits of a byte of a file, durably and unrecorded.
     pub fn corrupt(&self, path: &Path, offset: u64, mask: u8) -> io::Result<()> {
         let mut inner = self.inner();
@@ -106,7 +128,7 @@ impl SimDisk {
     /// An independent copy of the disk as it stands, all of it durable.
     pub fn fork(&self) -> SimDisk {
         let now = self.inner().now.clone();
-        SimDisk(Arc::new(Mutex::new(Inner { start: now.clone(), now, ops: Vec::new(), fail_after: None })))
+        SimDisk::holding(now)
     }
 
     /// The disk after losing power when the first `ops` operations had been done.
@@ -118,31 +140,34 @@ impl SimDisk {
             _ => 1,
         });
         let mut state = inner.start.clone();
-        state.bytes.resize(inner.now.bytes.len(), Vec::new());
+        state.resize(inner.now.bytes.len());
         for (op, durable) in done.iter().zip(durable_ops(done)) {
             let whole = durable || survivors == Survivors::All;
             match op {
                 Op::Write(id, offset, bytes) if !whole => {
                     if let Survivors::Random(_) = survivors {
-                        write_torn(&mut state.bytes[*id], *offset as usize, bytes, &mut rng);
+                        state.write_torn(*id, *offset, bytes, &mut rng);
                     }
                 }
                 _ if whole || (survivors != Survivors::None && rng.flip()) => state.apply(op),
                 _ => {}
             }
         }
-        SimDisk(Arc::new(Mutex::new(Inner {
-            start: state.clone(),
-            now: state,
-            ops: Vec::new(),
-            fail_after: None,
-        })))
+        SimDisk::holding(state)
+    }
+
+    /// A disk without a limit that holds this durably.
+    fn holding(state: State) -> SimDisk {
+        SimDisk(Arc::new(Mutex::new(Inner { start: state.clone(), now: state, ..Inner::default() })))
     }
 
     fn record(&self, op: Op) -> io::Result<()> {
         let mut inner = self.inner();
         if inner.fail_after.is_some_and(|n| inner.ops.len() >= n) {
             return Err(io::Error::other("simulated disk failure"));
+        }
+        if inner.limit.is_some_and(|limit| inner.now.exceeds(limit, &op)) {
+            return Err(io::ErrorKind::StorageFull.into());
         }
         inner.now.apply(&op);
         inner.ops.push(op);
@@ -154,9 +179,7 @@ impl State {
     fn apply(&mut self, op: &Op) {
         match op {
             Op::Create(path, id) => {
-                if self.bytes.len() <= *id {
-                    self.bytes.resize(*id + 1, Vec::new());
-                }
+                self.resize(self.bytes.len().max(*id + 1));
                 self.names.insert(path.clone(), *id);
             }
             Op::Rename(from, to) => {
@@ -175,11 +198,60 @@ impl State {
             Op::Remove(path) => {
                 self.names.remove(path);
             }
-            Op::Write(id, offset, bytes) => write_at(&mut self.bytes[*id], *offset as usize, bytes),
-            Op::SetLen(id, len) => self.bytes[*id].resize(*len as usize, 0),
+            Op::Write(id, offset, bytes) => self.write_at(*id, *offset, bytes),
+            Op::SetLen(id, len) => {
+                self.bytes[*id].resize(*len as usize, 0);
+                self.taken[*id].split_off(&len.div_ceil(BLOCK_BYTES));
+            }
             Op::Sync(_) | Op::SyncDir(_) => {}
         }
     }
+
+    fn resize(&mut self, files: usize) {
+        self.bytes.resize(files, Vec::new());
+        self.taken.resize(files, BTreeSet::new());
+    }
+
+    fn used(&self) -> u64 {
+        self.names.values().map(|id| self.taken[*id].len() as u64 * BLOCK_BYTES).sum()
+    }
+
+    /// Whether the operation takes new space beyond the limit.
+    fn exceeds(&self, limit: u64, op: &Op) -> bool {
+        let Op::Write(id, offset, bytes) = op else { return false };
+        let blocks = blocks(*offset, bytes.len());
+        let new = blocks.clone().count() - self.taken[*id].range(blocks).count();
+        new > 0 && self.used() + new as u64 * BLOCK_BYTES > limit
+    }
+
+    fn write_at(&mut self, id: FileId, offset: u64, bytes: &[u8]) {
+        let (file, start) = (&mut self.bytes[id], offset as usize);
+        let end = start + bytes.len();
+        if file.len() < end {
+            file.resize(end, 0);
+        }
+        file[start..end].copy_from_slice(bytes);
+        self.taken[id].extend(blocks(offset, bytes.len()));
+    }
+
+    /// Writes a random choice of the sectors that the write covers.
+    fn write_torn(&mut self, id: FileId, offset: u64, bytes: &[u8], rng: &mut Rng) {
+        let start = offset as usize;
+        let mut at = 0;
+        while at < bytes.len() {
+            let sector_end = ((start + at) / SECTOR_BYTES + 1) * SECTOR_BYTES - start;
+            let end = sector_end.min(bytes.len());
+            if rng.flip() {
+                self.write_at(id, offset + at as u64, &bytes[at..end]);
+            }
+            at = end;
+        }
+    }
+}
+
+/// Numbers of the blocks that hold these bytes.
+fn blocks(offset: u64, len: usize) -> Range<u64> {
+    offset / BLOCK_BYTES..(offset + len as u64).div_ceil(BLOCK_BYTES)
 }
 
 /// For each operation, whether a later one makes it durable.
@@ -202,27 +274,6 @@ fn durable_ops(ops: &[Op]) -> Vec<bool> {
         }
     }
     durable
-}
-
-fn write_at(file: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
-    let end = offset + bytes.len();
-    if file.len() < end {
-        file.resize(end, 0);
-    }
-    file[offset..end].copy_from_slice(bytes);
-}
-
-/// Writes a random choice of the sectors that the write covers.
-fn write_torn(file: &mut Vec<u8>, offset: usize, bytes: &[u8], rng: &mut Rng) {
-    let mut at = 0;
-    while at < bytes.len() {
-        let sector_end = ((offset + at) / SECTOR_BYTES + 1) * SECTOR_BYTES - offset;
-        let end = sector_end.min(bytes.len());
-        if rng.flip() {
-            write_at(file, offset + at, &bytes[at..end]);
-        }
-        at = end;
-    }
 }
 
 /// xorshift64: the simulated disk needs no more.
@@ -377,5 +428,32 @@ mod tests {
         assert!(file.write_all_at(&[1], 0).is_err());
         disk.heal();
         file.write_all_at(&[1], 0).unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_takes_what_needs_no_new_space_and_recovers() {
+        let full = |result: io::Result<()>| result.unwrap_err().kind() == io::ErrorKind::StorageFull;
+        let disk = SimDisk::new();
+        let (a, b) = (Path::new("d/a"), Path::new("d/b"));
+        let file = disk.open(a, Open::CreateNew).unwrap();
+        file.write_all_at(&[1; 5000], 0).unwrap();
+        file.set_len(1 << 20).unwrap();
+        assert_eq!(disk.used(), 8192, "a hole takes nothing");
+        disk.set_limit(Some(8192));
+        file.write_all_at(&[2; 8192], 0).unwrap();
+        let ops = disk.op_count();
+        assert!(full(file.write_all_at(&[3; 2], 8191)));
+        assert_eq!((disk.op_count(), read(&disk, "d/a").unwrap()[8191]), (ops, 2), "nothing happened");
+        let other = disk.open(b, Open::CreateNew).unwrap();
+        assert!(full(other.write_all_at(&[4], 0)));
+        file.set_len(4096).unwrap();
+        other.write_all_at(&[4], 0).unwrap();
+        disk.remove(a).unwrap();
+        assert_eq!(disk.used(), 4096);
+        disk.set_limit(Some(0));
+        assert!(full(other.write_all_at(&[4], 4096)));
+        disk.set_limit(None);
+        other.write_all_at(&[4], 4096).unwrap();
+        assert_eq!(disk.crash(disk.op_count(), Survivors::All).used(), 8192);
     }
 }

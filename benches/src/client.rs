@@ -124,6 +124,25 @@ impl Client {
         self.unary(path, request).await?.decode().map_err(|e| format!("{path}: {e}").into())
     }
 
+    /// One call of which the answer is thrown away as it comes in; its bytes. For answers that are too large to keep.
+    pub async fn drain<M: Message>(&mut self, path: &str, request: &M) -> Result<u64> {
+        let (response, mut send) = self.open(path).await?;
+        send.send_data(frame(request), true)?;
+        let response = response.await?;
+        let headers = response.headers().clone();
+        let mut stream = response.into_body();
+        let mut bytes = 0;
+        while let Some(data) = stream.data().await {
+            let len = data?.len();
+            bytes += len as u64;
+            stream.flow_control().release_capacity(len)?;
+        }
+        match status(stream.trailers().await?.as_ref(), &headers)? {
+            (0, _) => Ok(bytes),
+            (code, text) => Err(format!("{path}: grpc-status {code}: {text}").into()),
+        }
+    }
+
     /// Opens a stream in both directions.
     pub async fn stream(&mut self, path: &str) -> Result<Stream> {
         let (response, send) = self.open(path).await?;
@@ -283,4 +302,8 @@ pub mod path {
     pub const STATUS: &str = "/etcdserverpb.Maintenance/Status";
     /// Maintenance.HashKV
     pub const HASH_KV: &str = "/etcdserverpb.Maintenance/HashKV";
+    /// Maintenance.Defragment
+    pub const DEFRAGMENT: &str = "/etcdserverpb.Maintenance/Defragment";
+    /// Maintenance.Snapshot
+    pub const SNAPSHOT: &str = "/etcdserverpb.Maintenance/Snapshot";
 }

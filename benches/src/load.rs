@@ -51,6 +51,22 @@ pub enum Work {
     RangeSerializable,
 }
 
+/// The pairs of a load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Data {
+    /// Keys: their numbers in eight digits.
+    pub keys: u64,
+    /// Bytes of each value. They are random, so that nobody gains by compressing them.
+    pub value_bytes: usize,
+}
+
+impl Data {
+    /// So many keys with values of [`VALUE_BYTES`].
+    pub const fn small(keys: u64) -> Data {
+        Data { keys, value_bytes: VALUE_BYTES }
+    }
+}
+
 /// How many requests are under way, over how many connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
@@ -107,11 +123,12 @@ struct Run {
 }
 
 impl Run {
-    fn new(work: Work, keys: u64, sequence: bool) -> Result<Rc<Run>> {
+    fn new(work: Work, data: Data, sequence: bool) -> Result<Rc<Run>> {
+        let mut rng = Rng::new(data.value_bytes as u64);
         Ok(Rc::new(Run {
             work,
-            keys,
-            value: (0..VALUE_BYTES).map(|i| (i * 7 + 13) as u8).collect(),
+            keys: data.keys,
+            value: (0..data.value_bytes).map(|_| rng.next_u64() as u8).collect(),
             sequence: sequence.then(|| Cell::new(0)),
             stop: Cell::new(false),
             measuring: Cell::new(sequence),
@@ -192,11 +209,11 @@ pub async fn run(
     server: Server<'_>,
     work: Work,
     shape: Shape,
-    keys: u64,
+    data: Data,
     warm: Duration,
     time: Duration,
 ) -> Result<Measured> {
-    let run = Run::new(work, keys, false)?;
+    let run = Run::new(work, data, false)?;
     let loops = run.start(server.address, shape).await?;
     tokio::time::sleep(warm).await;
     let before = server.usage()?;
@@ -211,9 +228,9 @@ pub async fn run(
     run.measured(elapsed, before, after)
 }
 
-/// Puts the keys 0 to `keys` - 1, each once, with 1000 in flight over 100 connections.
-pub async fn fill(server: Server<'_>, keys: u64) -> Result<Measured> {
-    let run = Run::new(Work::Put, keys, true)?;
+/// Puts every key once, in their order, with 1000 in flight over 100 connections.
+pub async fn fill(server: Server<'_>, data: Data) -> Result<Measured> {
+    let run = Run::new(Work::Put, data, true)?;
     let before = server.usage()?;
     let begin = Instant::now();
     finish(run.start(server.address, Shape { connections: 100, in_flight: 1000 }).await?).await?;

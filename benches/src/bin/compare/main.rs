@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use clap::Parser;
-use trilith_benches::load::{self, Measured, Server, Shape, Work};
+use trilith_benches::load::{self, Data, Measured, Server, Shape, Work};
 use trilith_benches::member::{Launch, Member, Scratch, our_binary};
 use trilith_benches::{Result, block_on, host};
 
@@ -159,11 +159,11 @@ async fn one_round(
     let mut member = launch.start().await?;
     measure(args, server(&launch, &member), "", &PUTS, &mut measured).await?;
     if RANGES.iter().any(|(name, ..)| name.contains(&args.only) || args.only.starts_with(BURST)) {
-        load::fill(server(&launch, &member), args.keys).await?;
+        load::fill(server(&launch, &member), Data::small(args.keys)).await?;
         member.kill()?;
         member = launch.start().await?;
         measure(args, server(&launch, &member), "", &RANGES, &mut measured).await?;
-        load::fill(server(&launch, &member), args.keys).await?;
+        load::fill(server(&launch, &member), Data::small(args.keys)).await?;
         measure(args, server(&launch, &member), BURST, &RANGES, &mut measured).await?;
     }
     let usage = host::usage(member.pid())?;
@@ -193,7 +193,7 @@ async fn measure(
             continue;
         }
         let (warm, time) = (Duration::from_secs_f64(args.warm), Duration::from_secs_f64(args.seconds));
-        let result = load::run(server, *work, *shape, args.keys, warm, time).await?;
+        let result = load::run(server, *work, *shape, Data::small(args.keys), warm, time).await?;
         measured.push((name, cell(&result, server.pid)?));
     }
     Ok(())
@@ -221,7 +221,7 @@ fn log_path_line(launch: &Launch) -> String {
 async fn memory(args: &Args, contestant: &Contestant, folder: &Path) -> Result<Memory> {
     let launch = launch(contestant, folder)?;
     let member = launch.start().await?;
-    let loaded = load::fill(server(&launch, &member), args.memory_keys).await?;
+    let loaded = load::fill(server(&launch, &member), Data::small(args.memory_keys)).await?;
     let before = host::usage(member.pid())?;
     member.kill()?;
     let mut starts = Vec::new();

@@ -217,7 +217,7 @@ async fn million(args: &Args, scratch: &Scratch) -> Result<()> {
     let mut starts = 0;
     let (mut member, _) = start(args, &mut launch, &mut starts).await?;
     let server = load::Server { address: launch.client, pid: member.pid(), folder: &launch.folder };
-    let loaded = load::fill(server, MILLION).await?;
+    let loaded = load::fill(server, load::Data::small(MILLION)).await?;
     print_memory("loaded", member.pid())?;
     println!(
         "  loaded at {:.0} puts/s, {:.0} bytes written per put",

@@ -65,6 +65,10 @@ pub trait File: Send + Sync + std::fmt::Debug {
     }
     /// Cuts the file or grows it by a hole.
     fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Takes the space of `len` bytes from `offset` on, growing the file if need be: what is written there later finds
+    /// room. What was there stays, and what was not reads as zeros. `StorageFull` when there is no such room; where the
+    /// file system cannot promise any, the file only grows.
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Takes the exclusive lock of the file without waiting; `WouldBlock` if another process has it.
     fn lock(&self) -> io::Result<()>;
     /// The descriptor, where there is one: what a memory map and the ring need. None on a simulated disk.

@@ -83,6 +83,15 @@ impl File for RealFile {
         self.0.set_len(len)
     }
 
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        use rustix::io::Errno;
+        match rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), offset, len) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) if self.len()? < offset + len => self.set_len(offset + len),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            done => Ok(done?),
+        }
+    }
+
     fn lock(&self) -> io::Result<()> {
         rustix::fs::flock(&self.0, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
         Ok(())

@@ -4,8 +4,8 @@
 //! sync that covers it; before that, any part of it may have reached the platter, in any order, torn at sectors of
 //! 512 bytes. [`SimDisk::crash`] builds the disk that a machine would find after losing power at an operation.
 //!
-//! A disk may be given a size ([`SimDisk::set_limit`]). What takes space is blocks of 4 KiB that were written; holes
-//! take none, and what was taken once can be written again on a full disk.
+//! A disk may be given a size ([`SimDisk::set_limit`]). What takes space is blocks of 4 KiB that were written or
+//! allocated; holes take none, and what was taken once can be written again on a full disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -42,6 +42,7 @@ enum Op {
     Remove(PathBuf),
     Write(FileId, u64, Vec<u8>),
     SetLen(FileId, u64),
+    Allocate(FileId, u64, u64),
     Sync(FileId),
     SyncDir(PathBuf),
 }
@@ -203,6 +204,11 @@ impl State {
                 self.bytes[*id].resize(*len as usize, 0);
                 self.taken[*id].split_off(&len.div_ceil(BLOCK_BYTES));
             }
+            Op::Allocate(id, offset, len) => {
+                let end = self.bytes[*id].len().max((offset + len) as usize);
+                self.bytes[*id].resize(end, 0);
+                self.taken[*id].extend(blocks(*offset, *len as usize));
+            }
             Op::Sync(_) | Op::SyncDir(_) => {}
         }
     }
@@ -218,8 +224,11 @@ impl State {
 
     /// Whether the operation takes new space beyond the limit.
     fn exceeds(&self, limit: u64, op: &Op) -> bool {
-        let Op::Write(id, offset, bytes) = op else { return false };
-        let blocks = blocks(*offset, bytes.len());
+        let (id, blocks) = match op {
+            Op::Write(id, offset, bytes) => (id, blocks(*offset, bytes.len())),
+            Op::Allocate(id, offset, len) => (id, blocks(*offset, *len as usize)),
+            _ => return false,
+        };
         let new = blocks.clone().count() - self.taken[*id].range(blocks).count();
         new > 0 && self.used() + new as u64 * BLOCK_BYTES > limit
     }
@@ -262,7 +271,7 @@ fn durable_ops(ops: &[Op]) -> Vec<bool> {
     for (i, op) in ops.iter().enumerate().rev() {
         let named = |path: &Path| path.parent().is_some_and(|dir| folders.contains(dir));
         durable[i] = match op {
-            Op::Write(id, ..) | Op::SetLen(id, _) => files.contains(id),
+            Op::Write(id, ..) | Op::SetLen(id, _) | Op::Allocate(id, ..) => files.contains(id),
             Op::Create(path, _) | Op::Remove(path) => named(path),
             Op::Rename(from, to) => named(from) || named(to),
             Op::Sync(_) | Op::SyncDir(_) => false,
@@ -364,6 +373,10 @@ impl File for SimFile {
         self.disk.record(Op::SetLen(self.id, len))
     }
 
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.disk.record(Op::Allocate(self.id, offset, len))
+    }
+
     fn lock(&self) -> io::Result<()> {
         Ok(())
     }
@@ -439,10 +452,13 @@ mod tests {
         file.write_all_at(&[1; 5000], 0).unwrap();
         file.set_len(1 << 20).unwrap();
         assert_eq!(disk.used(), 8192, "a hole takes nothing");
+        file.allocate(4096, 8192).unwrap();
+        file.set_len(8192).unwrap();
+        assert_eq!(disk.used(), 8192, "what is cut off takes nothing");
         disk.set_limit(Some(8192));
         file.write_all_at(&[2; 8192], 0).unwrap();
         let ops = disk.op_count();
-        assert!(full(file.write_all_at(&[3; 2], 8191)));
+        assert!(full(file.write_all_at(&[3; 2], 8191)) && full(file.allocate(4096, 4097)));
         assert_eq!((disk.op_count(), read(&disk, "d/a").unwrap()[8191]), (ops, 2), "nothing happened");
         let other = disk.open(b, Open::CreateNew).unwrap();
         assert!(full(other.write_all_at(&[4], 0)));

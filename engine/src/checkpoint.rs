@@ -4,7 +4,12 @@
 //! the second sync the checkpoint before is the state of the file, and nothing that it refers to has been
 //! written over.
 //!
-//! Promises: it writes only to places that no checkpoint and no root refers to. The first error stops the store.
+//! Where there is no room for what is new, the checkpoint is abandoned: it has written to free pages only and
+//! nobody knows of it yet, so map and marks are put back and the writer has lost nothing. That ends with the first
+//! sync: of pages that a sync failed for nobody knows whether they are on disk.
+//!
+//! Promises: it writes only to places that no checkpoint and no root refers to. The first error that is not a
+//! lack of room stops the store.
 
 use std::sync::Arc;
 
@@ -65,27 +70,40 @@ pub struct CheckpointJob {
     pub(crate) retired: Vec<Arc<Node>>,
 }
 
-/// A checkpoint that is durable.
+/// A checkpoint that is durable, or was abandoned.
 #[derive(Debug)]
 pub struct CheckpointDone {
     /// Kept, so that the writer sees what was written.
     pub(crate) state: Arc<State>,
     pub(crate) space: Space,
-    pub(crate) durable: Durable,
+    /// Why it was abandoned, if it was.
+    pub(crate) durable: Result<Durable, StoreError>,
     pub(crate) freed: Vec<(u64, u32)>,
 }
 
 impl CheckpointJob {
-    /// Writes, syncs, writes the meta page, syncs. Blocks: not for the writer's thread.
-    /// Errors: Io, Full, Corrupt; after one the store takes no more changes.
-    pub fn run(self) -> Result<CheckpointDone, StoreError> {
-        let source = self.state.source.clone();
-        self.write().inspect_err(|error| source.stop(error))
+    /// Writes, syncs, writes the meta page, syncs. Blocks: not for the writer's thread. Where there was no room
+    /// the outcome says so, and `Store::finish_checkpoint` gives the error.
+    /// Errors: Io, Corrupt; after one the store takes no more changes.
+    pub fn run(mut self) -> Result<CheckpointDone, StoreError> {
+        self.retired.clear();
+        self.space.begin();
+        let durable = match self.write_new() {
+            Err(error) if error.is_no_space() => {
+                self.abandon();
+                Err(error)
+            }
+            written => {
+                let durable = written.and_then(|roots| self.commit(roots));
+                Ok(durable.inspect_err(|error| self.state.source.stop(error))?)
+            }
+        };
+        Ok(CheckpointDone { state: self.state, space: self.space, durable, freed: self.freed })
     }
 
-    fn write(mut self) -> Result<CheckpointDone, StoreError> {
+    /// Writes what is new to free places; the trees' roots there.
+    fn write_new(&mut self) -> Result<[Option<Link>; TREES], StoreError> {
         let source = self.state.source.clone();
-        self.retired.clear();
         for (first, pages) in &self.freed {
             self.space.hold(*first, *pages);
         }
@@ -108,6 +126,22 @@ impl CheckpointJob {
         for (page, bytes) in self.space.touched_bitmaps(self.checkpoint) {
             source.write(&bytes, page)?;
         }
+        Ok(roots)
+    }
+
+    /// Nothing refers to what was written: it is as if it had not been.
+    fn abandon(&mut self) {
+        self.space.abandon();
+        for root in &self.state.trees {
+            if let TreeRoot::Memory(node) = root {
+                clear_marks(node, self.checkpoint);
+            }
+        }
+    }
+
+    /// Makes what was written the state of the file.
+    fn commit(&mut self, roots: [Option<Link>; TREES]) -> Result<Durable, StoreError> {
+        let source = &self.state.source;
         source.sync()?;
         let meta = Meta {
             checkpoint: self.checkpoint,
@@ -121,13 +155,25 @@ impl CheckpointJob {
         source.write(&meta.encode(), slot)?;
         source.sync()?;
         self.space.written();
-        let durable = Durable {
+        Ok(Durable {
             slot,
             checkpoint: self.checkpoint,
             applied: self.state.applied,
             previous_applied_index: self.durable.applied.0,
-        };
-        Ok(CheckpointDone { state: self.state, space: self.space, durable, freed: self.freed })
+        })
+    }
+}
+
+/// Takes back the marks of an abandoned checkpoint. (What an earlier one wrote stands, with all below it.)
+fn clear_marks(node: &Node, abandoned: u64) {
+    if node.written.clear(abandoned) {
+        return;
+    }
+    for blob in node.blobs() {
+        blob.written.clear(abandoned);
+    }
+    for place in (0..node.page().count()).filter_map(|i| node.child_in_memory(i)) {
+        clear_marks(node.child_at(place), abandoned);
     }
 }
 
@@ -146,7 +192,7 @@ impl Output<'_> {
     fn node(&mut self, node: &Node) -> Result<Link, StoreError> {
         if let Some(link) = node.written.get() {
             // By the checkpoint before, when no root has been published since.
-            return Ok(*link);
+            return Ok(link);
         }
         let mut bytes = *node.bytes();
         let mut page = PageMut(&mut bytes);
@@ -175,19 +221,19 @@ impl Output<'_> {
         page.stamp(id, self.checkpoint);
         let link = Link { page: id, check: crc32c::crc32c(&bytes), sums };
         self.append(id, &bytes)?;
-        assert!(node.written.set(link).is_ok(), "a node is written once");
+        node.written.set(self.checkpoint, link);
         Ok(link)
     }
 
     fn blob(&mut self, blob: &Blob) -> Result<Long, StoreError> {
         if let Some(long) = blob.written.get() {
-            return Ok(*long);
+            return Ok(long);
         }
         let len = u32::try_from(blob.bytes.len()).expect("the store bounds the length of keys and values");
         let mut long = Long { page: 0, len, check: crc32c::crc32c(&blob.bytes) };
         long.page = self.allocate(u64::from(long.pages()))?;
         self.append(long.page, &blob.bytes)?;
-        assert!(blob.written.set(long).is_ok(), "a long key or value is written once");
+        blob.written.set(self.checkpoint, long);
         Ok(long)
     }
 

@@ -1,6 +1,6 @@
 //! What can go wrong in the store, with the place where it did.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
 /// An error of the store.
@@ -84,4 +84,17 @@ pub enum StoreError {
     /// The revision does not exist yet.
     #[error("mvcc: required revision is a future revision")]
     Future,
+}
+
+impl StoreError {
+    /// Whether there was no room: on the disk, for this user, or in the format.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            StoreError::Io { source, .. } => {
+                matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+            }
+            StoreError::Full { .. } => true,
+            _ => false,
+        }
+    }
 }

@@ -16,6 +16,7 @@ mod cursor;
 mod edit;
 mod error;
 mod map;
+mod mark;
 mod meta;
 mod mvcc;
 mod node;

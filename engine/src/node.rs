@@ -6,9 +6,10 @@
 //! Promises: a node that is reachable from a published root never changes, but for the note where the checkpoint
 //! wrote it. The side tables hold exactly what the cells name.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use crate::TreeId;
+use crate::mark::Mark;
 use crate::order::Order;
 use crate::page::{
     CellValue, INLINE_MAX, Link, Long, PAGE, PageBytes, PageMut, PageView, Place, branch_cell_bytes,
@@ -21,7 +22,7 @@ pub(crate) struct Blob {
     /// The batch that made it.
     pub(crate) batch: u64,
     /// Where the running checkpoint put it.
-    pub(crate) written: OnceLock<Long>,
+    pub(crate) written: Mark<Long>,
 }
 
 /// A child of a branch: a page on disk, or a node.
@@ -90,7 +91,7 @@ pub(crate) struct Node {
     /// The batch that made it: the writer may change it in place until that batch is published.
     pub(crate) batch: u64,
     /// Where the running checkpoint put it.
-    pub(crate) written: OnceLock<Link>,
+    pub(crate) written: Mark<Link>,
 }
 
 /// What a removed cell referred to, for the caller to let go.
@@ -114,14 +115,14 @@ impl Node {
     pub(crate) fn new(tree: TreeId, level: u8, batch: u64) -> Node {
         let mut page = Box::new([0; PAGE]);
         PageMut(&mut page).init(tree as u8, level, Order::of(tree));
-        Node { page, children: Children::default(), blobs: Vec::new(), batch, written: OnceLock::new() }
+        Node { page, children: Children::default(), blobs: Vec::new(), batch, written: Mark::default() }
     }
 
     /// A page from disk, to be changed.
     pub(crate) fn from_disk(bytes: &[u8], batch: u64) -> Node {
         let mut page = Box::new([0; PAGE]);
         page.copy_from_slice(bytes);
-        Node { page, children: Children::default(), blobs: Vec::new(), batch, written: OnceLock::new() }
+        Node { page, children: Children::default(), blobs: Vec::new(), batch, written: Mark::default() }
     }
 
     /// The same content as a node of another batch.
@@ -131,7 +132,7 @@ impl Node {
             children: self.children.clone(),
             blobs: self.blobs.clone(),
             batch,
-            written: OnceLock::new(),
+            written: Mark::default(),
         }
     }
 
@@ -177,7 +178,7 @@ impl Node {
         if bytes.len() <= INLINE_MAX {
             return None;
         }
-        let blob = Blob { bytes: bytes.into(), batch: self.batch, written: OnceLock::new() };
+        let blob = Blob { bytes: bytes.into(), batch: self.batch, written: Mark::default() };
         Some(self.add_blob(Arc::new(blob)))
     }
 
@@ -323,20 +324,20 @@ impl Node {
         for i in 0..self.page().count() {
             if self.page().key(i).1
                 && let (Place::Memory(place), _) = self.page().long_key(i)
-                && let Some(long) = self.blob(place).written.get().copied()
+                && let Some(long) = self.blob(place).written.get()
             {
                 self.take_blob(place);
                 self.edit().set_long_key(i, Place::Disk(long));
             }
             if self.page().is_leaf() {
                 if let CellValue::Long(Place::Memory(place), _) = self.page().value(i)
-                    && let Some(long) = self.blob(place).written.get().copied()
+                    && let Some(long) = self.blob(place).written.get()
                 {
                     self.take_blob(place);
                     self.edit().set_long_value(i, Place::Disk(long));
                 }
             } else if let Place::Memory(place) = self.child(i)
-                && let Some(link) = self.child_at(place).written.get().copied()
+                && let Some(link) = self.child_at(place).written.get()
             {
                 self.children.take(place);
                 self.edit().set_child(i, Place::Disk(link));

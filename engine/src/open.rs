@@ -97,7 +97,7 @@ fn create(options: &Options) -> Result<Arc<dyn File>, StoreError> {
         return locked(options, path, Open::Existing);
     }
     file.set_len(0).map_err(io("make"))?;
-    file.set_len(RESERVED_PAGES * PAGE as u64).map_err(io("make"))?;
+    file.allocate(0, RESERVED_PAGES * PAGE as u64).map_err(io("make"))?;
     let space = Space::empty();
     for (page, bytes) in space.touched_bitmaps(0) {
         file.write_all_at(&bytes, page * PAGE as u64).map_err(io("make"))?;

@@ -94,15 +94,17 @@ impl Source {
         self.file_pages.load(Ordering::Acquire)
     }
 
-    /// Makes ready to write pages that nobody refers to: the file reaches that far, and what was known of their old
-    /// content is forgotten. Errors: Io.
+    /// Makes ready to write pages that nobody refers to: the file reaches that far and has its space, and what was
+    /// known of their old content is forgotten. Errors: Io, which may be a lack of space.
     pub(crate) fn prepare(&self, first: u64, pages: u64) -> Result<(), StoreError> {
         let (now, end) = (self.file_pages(), first + pages);
         if end > now {
             let step = (now / 16).clamp(GROW_PAGES_MIN, GROW_PAGES_MAX);
             let grown = end.max(now + step).next_multiple_of(GROW_PAGES_MIN);
-            self.file.set_len(grown * PAGE as u64).map_err(self.io("grow"))?;
-            self.set_file_pages(grown)?;
+            match self.grow(now, grown) {
+                Err(error) if error.is_no_space() && end < grown => self.grow(now, end)?,
+                result => result?,
+            }
         }
         for page in first..end {
             match &self.pages {
@@ -111,6 +113,17 @@ impl Source {
             }
         }
         Ok(())
+    }
+
+    /// Takes the space at once, so that a full disk shows here, where nothing depends on it yet, and not in a sync.
+    fn grow(&self, from: u64, to: u64) -> Result<(), StoreError> {
+        let bytes = |pages| pages * PAGE as u64;
+        if let Err(error) = self.file.allocate(bytes(from), bytes(to - from)) {
+            // A part of it may have been taken; whoever else needs it may have it.
+            let _ = self.file.set_len(bytes(from));
+            return Err(self.io("grow")(error));
+        }
+        self.set_file_pages(to)
     }
 
     /// Writes from the beginning of a page on. Errors: Io.

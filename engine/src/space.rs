@@ -33,7 +33,7 @@ const REGION: usize = 16;
 const CHECK: usize = 20;
 const BITS: usize = 32;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Region {
     /// Pages of the newest checkpoint, or of the one being written.
     used: Bits,
@@ -49,6 +49,15 @@ struct Region {
     touched: bool,
     /// The place of the bitmap that the durable meta page names.
     place: usize,
+    /// Whether [`Undo`] knows it as it was before the checkpoint being written.
+    saved: bool,
+}
+
+/// The regions that the checkpoint being written has changed, as they were before it.
+#[derive(Debug)]
+struct Undo {
+    regions: usize,
+    before: Vec<(usize, Region)>,
 }
 
 /// The map of the whole file.
@@ -57,6 +66,8 @@ pub(crate) struct Space {
     regions: Vec<Region>,
     /// All regions before this one are full.
     low_region: usize,
+    /// None while no checkpoint is being written.
+    undo: Option<Undo>,
 }
 
 fn bit(page: u64) -> (usize, u64) {
@@ -74,7 +85,7 @@ impl Region {
     fn from_bits(used: Bits, place: usize, touched: bool) -> Region {
         let free = used.iter().map(|word| word.count_zeros()).sum();
         let run_max = EXTENT_PAGES_MAX as u32;
-        Region { used, held: Box::new([0; WORDS]), free, run_max, low_word: 0, touched, place }
+        Region { used, held: Box::new([0; WORDS]), free, run_max, low_word: 0, touched, place, saved: false }
     }
 
     fn taken(&self, word: usize) -> u64 {
@@ -133,7 +144,7 @@ impl Region {
 impl Space {
     /// An empty file: one region with nothing in it.
     pub(crate) fn empty() -> Space {
-        Space { regions: vec![Region::new()], low_region: 0 }
+        Space { regions: vec![Region::new()], low_region: 0, undo: None }
     }
 
     pub(crate) fn region_count(&self) -> usize {
@@ -168,19 +179,48 @@ impl Space {
     }
 
     fn take(&mut self, first: u64, pages: u64) {
-        let region = &mut self.regions[(first / REGION_PAGES) as usize];
+        let region = self.touch((first / REGION_PAGES) as usize);
         for page in first..first + pages {
             assert!(region.is_free(page), "page {page} is taken already");
             let (word, mask) = bit(page);
             region.used[word] |= mask;
         }
         region.free -= pages as u32;
+    }
+
+    /// A region that the checkpoint being written changes.
+    fn touch(&mut self, at: usize) -> &mut Region {
+        let region = &mut self.regions[at];
+        if let Some(undo) = &mut self.undo
+            && at < undo.regions
+            && !region.saved
+        {
+            undo.before.push((at, region.clone()));
+            region.saved = true;
+        }
         region.touched = true;
+        region
+    }
+
+    /// A checkpoint begins to be written: what it changes can be taken back by `abandon` until `written`.
+    pub(crate) fn begin(&mut self) {
+        assert!(self.undo.is_none(), "the checkpoint before was finished or abandoned");
+        self.undo = Some(Undo { regions: self.regions.len(), before: Vec::new() });
+    }
+
+    /// Takes back everything since `begin`.
+    pub(crate) fn abandon(&mut self) {
+        let undo = self.undo.take().expect("a checkpoint was begun");
+        self.regions.truncate(undo.regions);
+        for (at, region) in undo.before {
+            self.regions[at] = region;
+        }
+        self.low_region = 0;
     }
 
     /// The checkpoint being written does not use these pages any more; they stay held until `release`.
     pub(crate) fn hold(&mut self, first: u64, pages: u32) {
-        let region = &mut self.regions[(first / REGION_PAGES) as usize];
+        let region = self.touch((first / REGION_PAGES) as usize);
         for page in first..first + u64::from(pages) {
             let (word, mask) = bit(page);
             assert!(region.used[word] & mask != 0, "page {page} is given up but was not in use");
@@ -188,7 +228,6 @@ impl Space {
             region.used[word] &= !mask;
             region.held[word] |= mask;
         }
-        region.touched = true;
     }
 
     /// Nobody needs these pages any more.
@@ -238,6 +277,9 @@ impl Space {
 
     /// The checkpoint is durable: its bitmaps are the ones that count.
     pub(crate) fn written(&mut self) {
+        for (at, _) in self.undo.take().into_iter().flat_map(|undo| undo.before) {
+            self.regions[at].saved = false;
+        }
         for region in self.regions.iter_mut().filter(|r| r.touched) {
             region.place = 1 - region.place;
             region.touched = false;

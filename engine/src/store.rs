@@ -49,6 +49,8 @@ pub struct Store {
     generations: VecDeque<Arc<Generation>>,
     /// Nodes that the last checkpoint wrote: freed a few at a time, since there may be very many.
     retired: Vec<Arc<Node>>,
+    /// The last checkpoint was abandoned for lack of room.
+    no_space: bool,
     high_water: u64,
     used_pages: u64,
     dirty_bytes: usize,
@@ -87,6 +89,7 @@ impl Store {
             durable: opened.durable,
             generations: VecDeque::from([generation]),
             retired: Vec::new(),
+            no_space: false,
             high_water,
             used_pages,
             dirty_bytes: 0,
@@ -217,10 +220,25 @@ impl Store {
     }
 
     /// Takes note of a durable checkpoint: dirty nodes become clean, pages become free one checkpoint later.
+    ///
+    /// Errors: of the kind `StoreError::is_no_space`, when it was abandoned: what was dirty still is, and the next
+    /// checkpoint tries again. Until one succeeds every change stays in memory: the caller's to bound.
     pub fn finish_checkpoint(&mut self, done: CheckpointDone) -> Result<CheckpointInfo, StoreError> {
         assert_eq!(self.frozen, Some(done.state.batch), "the outcome of the running checkpoint");
         self.frozen = None;
-        self.durable = done.durable;
+        self.no_space = done.durable.is_err();
+        self.durable = match done.durable {
+            Ok(durable) => durable,
+            Err(error) => {
+                self.space = Some(done.space);
+                self.garbage.extents.extend(done.freed);
+                // No checkpoint will write what roots before the next one held.
+                self.retired.append(&mut self.garbage.nodes);
+                self.garbage.blobs.clear();
+                self.retire(&done.state);
+                return Err(error);
+            }
+        };
         (self.high_water, self.used_pages) = (done.space.high_water(), done.space.used_pages());
         self.space = Some(done.space);
         self.held.push_back(Held { by: self.durable.checkpoint, extents: done.freed });
@@ -232,11 +250,7 @@ impl Store {
         }
         self.state.generation = Arc::new(Generation(self.durable.checkpoint));
         self.generations.push_back(self.state.generation.clone());
-        for root in &done.state.trees {
-            if let TreeRoot::Memory(node) = root {
-                self.retired.push(node.clone());
-            }
-        }
+        self.retire(&done.state);
         drop(done.state);
         // Between batches readers get the clean nodes at once, so that the written ones can go.
         if !self.changed {
@@ -244,6 +258,20 @@ impl Store {
             self.publish();
         }
         Ok(self.durable.info())
+    }
+
+    /// The nodes of a root that was frozen are freed a few at a time.
+    fn retire(&mut self, frozen: &State) {
+        for root in &frozen.trees {
+            if let TreeRoot::Memory(node) = root {
+                self.retired.push(node.clone());
+            }
+        }
+    }
+
+    /// Whether the last checkpoint found no room on the disk. Nothing is lost by that; the next one tries again.
+    pub fn no_space(&self) -> bool {
+        self.no_space
     }
 
     /// What the newest durable checkpoint and the one before it hold.
@@ -312,7 +340,7 @@ fn relink_root(root: &mut TreeRoot, batch: u64, garbage: &mut Garbage) -> usize 
     match node.written.get() {
         None => relink(node, batch, garbage),
         Some(link) => {
-            *root = TreeRoot::Disk(*link);
+            *root = TreeRoot::Disk(link);
             0
         }
     }
@@ -320,11 +348,11 @@ fn relink_root(root: &mut TreeRoot, batch: u64, garbage: &mut Garbage) -> usize 
 
 fn relink(node: &mut Arc<Node>, batch: u64, garbage: &mut Garbage) -> usize {
     let mut dirty_bytes = PAGE;
-    if !node.page().is_leaf() || node.blobs().any(|blob| blob.written.get().is_some()) {
+    if !node.page().is_leaf() || node.blobs().any(|blob| blob.written.is_set()) {
         let own = own(node, batch, garbage);
         for i in 0..own.page().count() {
             if let Some(place) = own.child_in_memory(i)
-                && own.child_at(place).written.get().is_none()
+                && !own.child_at(place).written.is_set()
             {
                 dirty_bytes += relink(own.child_at_mut(place), batch, garbage);
             }

@@ -9,11 +9,11 @@ use super::rng::Rng;
 use crate::Store;
 
 /// A checkpoint of the recorded run.
-struct Point {
+pub(super) struct Point {
     /// Operations of the disk when it was acknowledged.
-    acknowledged_at: usize,
-    model: Model,
-    applied: u64,
+    pub(super) acknowledged_at: usize,
+    pub(super) model: Model,
+    pub(super) applied: u64,
 }
 
 /// Records a run; the checkpoints, the empty store first.
@@ -54,7 +54,7 @@ fn open_cut<'p>(cut: &SimDisk, points: &'p [Point], ops: usize) -> (Store, &'p P
 }
 
 /// Opens what the cut left, and compares; then goes on for two more checkpoints and opens once more.
-fn verify(cut: &SimDisk, points: &[Point], ops: usize, seed: u64) {
+pub(super) fn verify(cut: &SimDisk, points: &[Point], ops: usize, seed: u64) {
     let (mut store, point) = open_cut(cut, points, ops);
     let (mut rng, mut model) = (Rng(seed), point.model.clone());
     for _ in 0..2 {

@@ -4,6 +4,7 @@ mod corruption;
 mod crash;
 mod durable;
 mod format;
+mod full;
 mod model;
 mod page;
 mod rng;

@@ -15,6 +15,7 @@ use trilith_engine::{Change, CheckpointDone, CheckpointJob, Store, StoreError};
 use trilith_proto::{etcdserverpb as pb, membershippb, raftpb};
 use trilith_raft::{Body, Committed, Node, Output, RaftError};
 
+use super::pressure::Pressure;
 use super::reads::Reads;
 use super::shared::{Facts, Proposal, Reading, Shared};
 use super::waiters::{Waiter, Waiters};
@@ -82,10 +83,11 @@ pub struct Core {
     cluster_version: Announcement,
     revokes_under_way: usize,
     checkpoints: Checkpoints,
+    pub(super) pressure: Pressure,
     compacting: bool,
     compact_at: Duration,
     after_compaction: Vec<(oneshot::Sender<Answer>, Answer)>,
-    now: Duration,
+    pub(super) now: Duration,
     tick_at: Duration,
     housekeeping_at: Duration,
     lease_scan_at: Duration,
@@ -122,6 +124,7 @@ impl Core {
             cluster_version: if has_version { Announcement::Done } else { Announcement::Needed },
             revokes_under_way: 0,
             checkpoints: Checkpoints { running: None, began: Duration::ZERO, log_bytes: 0, changed: false },
+            pressure: Pressure::default(),
             // Whether something is left from before is for the store to say.
             compacting: true,
             compact_at: Duration::ZERO,
@@ -484,7 +487,8 @@ impl Core {
         let state = &self.checkpoints;
         let aged = self.now >= state.began + self.config.checkpoint_interval;
         let due = state.log_bytes >= self.config.checkpoint_log_bytes || (aged && state.changed);
-        if state.running.is_some() || !(due || self.store.checkpoint_due()) {
+        let due = self.retries_checkpoint().unwrap_or(due || self.store.checkpoint_due());
+        if state.running.is_some() || !due {
             return None;
         }
         self.begin_checkpoint_now()
@@ -506,11 +510,20 @@ impl Core {
         Some(job)
     }
 
-    /// Takes note of a durable checkpoint. The log keeps what the checkpoint before it needs, and the entry before
+    /// Takes note of a durable checkpoint, or of one that found no room. The log keeps what the checkpoint before it needs, and the entry before
     /// that: a start looks for the last applied entry.
     pub fn checkpoint_finished(&mut self, outcome: Result<CheckpointDone, StoreError>) -> Result<(), Fatal> {
-        let info = self.store.finish_checkpoint(outcome?)?;
-        if let Some(conf_state) = self.checkpoints.running.take()
+        let running = self.checkpoints.running.take();
+        let info = match self.store.finish_checkpoint(outcome?) {
+            Err(error) if error.is_no_space() => {
+                self.checkpoints.changed = true;
+                self.store_is_full(&error);
+                return Ok(());
+            }
+            outcome => outcome?,
+        };
+        self.store_has_room();
+        if let Some(conf_state) = running
             && info.applied_index > 0
         {
             let release = info.previous_applied_index.saturating_sub(1);

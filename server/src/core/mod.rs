@@ -14,6 +14,7 @@
 mod boot;
 mod driver;
 mod machine;
+mod pressure;
 mod reads;
 mod shared;
 mod waiters;

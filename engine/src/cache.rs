@@ -1,4 +1,4 @@
-//! A bounded cache of clean pages and extents, for files that are not mapped.
+//! A bounded cache of clean pages, for files that are not mapped.
 //!
 //! Promises: it holds at most [`BYTES_MAX`] bytes (one entry per shard more at most); what it holds has been
 //! verified by its owner. An entry lives as long as somebody uses it, evicted or not.
@@ -24,7 +24,7 @@ struct Entry {
     used: bool,
 }
 
-/// The cache; pages by number, extents by the number of their first page.
+/// The cache; pages by number.
 #[derive(Debug)]
 pub(crate) struct Cache {
     shards: Vec<Mutex<Shard>>,

@@ -1,7 +1,7 @@
 //! Walks whole trees and verifies every invariant: the order of keys, bounds, levels, sums, and which pages are
 //! reached. For tests, for the tools, and to rebuild the map of used pages when a part of it is lost.
 
-use crate::page::{CellValue, Long, PAGE, Place, Sums};
+use crate::page::{CellValue, PAGE, Place, Sums, VALUE_INLINE_MAX};
 use crate::search::{Tree, TreeRoot};
 use crate::source::{NodeRef, Source};
 use crate::space::{RESERVED_PAGES, Space};
@@ -105,30 +105,36 @@ impl<'a> Walk<'_, 'a> {
             if !ordered || to.is_some_and(|to| order.compare(&key, to).is_ge()) {
                 return Err(self.bad(node, "key order", i, i));
             }
-            if page.key(i).1 {
-                self.long(page.long_key(i).0);
-            }
             if page.is_leaf() {
                 sums = sums.then(self.entry(node, i, &key)?);
             }
             before = Some(key.to_vec());
         }
+        self.extents_of(node)?;
         if page.is_leaf() { Ok(sums) } else { self.children(node, from, to) }
     }
 
-    fn long(&mut self, place: Place<Long>) {
-        if let Place::Disk(long) = place {
-            self.extents.push((long.page, long.pages()));
+    /// The extents that the node owns; none of its references overlap.
+    fn extents_of(&mut self, node: &NodeRef<'a>) -> Result<(), StoreError> {
+        let mut longs: Vec<_> = node.page().longs().map(|(_, _, long)| long).collect();
+        longs.sort_unstable_by_key(|long| (long.extent, long.at));
+        for pair in longs.windows(2) {
+            let end = pair[0].at + pair[0].stored;
+            if pair[0].extent == pair[1].extent && end > pair[1].at {
+                return Err(self.bad(node, "long parts overlap", end as usize, pair[1].at as usize));
+            }
         }
+        longs.dedup_by_key(|long| long.extent);
+        self.extents.extend(longs.iter().map(|long| (long.extent.page, long.extent.pages)));
+        Ok(())
     }
 
     fn entry(&mut self, node: &NodeRef<'a>, i: usize, key: &[u8]) -> Result<Sums, StoreError> {
         let value = self.tree.value(node, i)?;
-        if let CellValue::Long(place, len) = node.page().value(i) {
-            self.long(place);
-            if value.len() != len as usize || value.len() <= crate::page::INLINE_MAX {
-                return Err(self.bad(node, "value length", len as usize, value.len()));
-            }
+        if let CellValue::Long(_, len) = node.page().value(i)
+            && (value.len() != len as usize || value.len() <= VALUE_INLINE_MAX)
+        {
+            return Err(self.bad(node, "value length", len as usize, value.len()));
         }
         let crc = crc32c::crc32c_append(crc32c::crc32c(key), &value);
         Ok(Sums { count: 1, bytes: (key.len() + value.len()) as u64, crc })

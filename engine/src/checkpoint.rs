@@ -13,9 +13,11 @@
 
 use std::sync::Arc;
 
+use crate::extent::{Extent, Long};
 use crate::meta::Meta;
-use crate::node::{Blob, Node};
-use crate::page::{CellValue, Link, Long, PAGE, PageMut, PageView, Place, Sums};
+use crate::node::Node;
+use crate::pack::Packer;
+use crate::page::{CellValue, Link, PAGE, PageMut, PageView, Place, Sums};
 use crate::root::State;
 use crate::search::TreeRoot;
 use crate::source::Source;
@@ -113,6 +115,7 @@ impl CheckpointJob {
             checkpoint: self.checkpoint,
             run: Vec::with_capacity(WRITE_BYTES + PAGE),
             run_page: 0,
+            packer: Packer::default(),
         };
         let mut roots = [None; TREES];
         for (root, link) in self.state.trees.iter().zip(&mut roots) {
@@ -164,11 +167,9 @@ impl CheckpointJob {
     }
 }
 
-/// Takes back the marks of an abandoned checkpoint. (What an earlier one wrote stands, with all below it.)
+/// Takes back the marks of an abandoned checkpoint.
 fn clear_marks(node: &Node, abandoned: u64) {
-    if node.written.clear(abandoned) {
-        return;
-    }
+    node.written.clear(abandoned);
     for blob in node.blobs() {
         blob.written.clear(abandoned);
     }
@@ -185,28 +186,18 @@ struct Output<'o> {
     /// Bytes not written yet, for the pages from `run_page` on.
     run: Vec<u8>,
     run_page: u64,
+    packer: Packer,
 }
 
 impl Output<'_> {
     /// Writes a node after its children; the link for its parent.
     fn node(&mut self, node: &Node) -> Result<Link, StoreError> {
-        if let Some(link) = node.written.get() {
-            // By the checkpoint before, when no root has been published since.
-            return Ok(link);
-        }
         let mut bytes = *node.bytes();
         let mut page = PageMut(&mut bytes);
+        self.longs(node, &mut page)?;
         let mut sums = Sums::default();
         for i in 0..node.page().count() {
-            if node.page().key(i).1
-                && let (Place::Memory(place), _) = node.page().long_key(i)
-            {
-                page.set_long_key(i, Place::Disk(self.blob(node.blob(place))?));
-            }
             if node.page().is_leaf() {
-                if let CellValue::Long(Place::Memory(place), _) = node.page().value(i) {
-                    page.set_long_value(i, Place::Disk(self.blob(node.blob(place))?));
-                }
                 sums = entry_sums(sums, page.view(), i);
                 continue;
             }
@@ -225,16 +216,16 @@ impl Output<'_> {
         Ok(link)
     }
 
-    fn blob(&mut self, blob: &Blob) -> Result<Long, StoreError> {
-        if let Some(long) = blob.written.get() {
-            return Ok(long);
-        }
-        let len = u32::try_from(blob.bytes.len()).expect("the store bounds the length of keys and values");
-        let mut long = Long { page: 0, len, check: crc32c::crc32c(&blob.bytes) };
-        long.page = self.allocate(u64::from(long.pages()))?;
-        self.append(long.page, &blob.bytes)?;
-        blob.written.set(self.checkpoint, long);
-        Ok(long)
+    /// Writes the long keys and values of a node.
+    fn longs(&mut self, node: &Node, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        let mut packer = std::mem::take(&mut self.packer);
+        let packed = packer.pack(self.checkpoint, node, page, |bytes, pages| {
+            let first = self.allocate(u64::from(pages))?;
+            self.append(first, bytes)?;
+            Ok(Extent { page: first, pages })
+        });
+        self.packer = packer;
+        packed
     }
 
     fn allocate(&mut self, pages: u64) -> Result<u64, StoreError> {
@@ -278,7 +269,7 @@ fn entry_sums(before: Sums, page: PageView<'_>, i: usize) -> Sums {
     }
     let short = |bytes: &[u8]| Sums { count: 0, bytes: bytes.len() as u64, crc: crc32c::crc32c(bytes) };
     let long = |place| match place {
-        Place::Disk(Long { len, check, .. }) => Sums { count: 0, bytes: u64::from(len), crc: check },
+        Place::Disk(Long { len, crc, .. }) => Sums { count: 0, bytes: u64::from(len), crc },
         Place::Memory(_) => unreachable!("long keys and values are written before their leaf"),
     };
     let key = if long_key { long(page.long_key(i).0) } else { short(key) };

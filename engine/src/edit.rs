@@ -4,10 +4,13 @@
 //! using is noted in the [`Garbage`]. An error leaves the tree with the content it had. It never allocates a
 //! place on disk: that is the checkpoint's.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::node::{Blob, Child, Node, Released};
+use crate::extent::Extent;
+use crate::node::{Child, Node, Released};
 use crate::page::{CellValue, HEADER, Link, PAGE, Place, SLOT_BYTES, branch_cell_bytes, leaf_cell_bytes};
+use crate::page::{KEY_INLINE_MAX, VALUE_INLINE_MAX};
 use crate::search::{Tree, TreeRoot};
 use crate::source::{NodeRef, Source};
 use crate::{StoreError, TreeId};
@@ -18,14 +21,13 @@ const MERGED_MAX: usize = (PAGE - HEADER) * 3 / 4;
 
 /// What the trees stopped using.
 ///
-/// A node or blob that a published root holds may be written by a checkpoint after the writer has replaced it: by
-/// the running one, or by one that freezes that root before the next is published. Then its pages are garbage.
+/// A node that the running checkpoint froze may be written after the writer has replaced it. Then its page is garbage,
+/// and so are the extents written with it, but for those that a copy of the node takes over.
 #[derive(Debug, Default)]
 pub(crate) struct Garbage {
     /// Pages on disk: first page and how many.
     pub(crate) extents: Vec<(u64, u32)>,
     pub(crate) nodes: Vec<Arc<Node>>,
-    pub(crate) blobs: Vec<Arc<Blob>>,
 }
 
 impl Garbage {
@@ -34,23 +36,16 @@ impl Garbage {
         let is_frozen = |made_in: u64| frozen.is_some_and(|frozen| made_in <= frozen);
         self.extents.append(&mut batch.extents);
         self.nodes.extend(batch.nodes.drain(..).filter(|node| is_frozen(node.batch)));
-        self.blobs.extend(batch.blobs.drain(..).filter(|blob| is_frozen(blob.batch)));
     }
 
-    /// The running checkpoint is durable: what it wrote has pages now.
-    pub(crate) fn resolve(&mut self) {
+    /// The running checkpoint is durable: what it wrote has pages now. The extents go to the orphans.
+    pub(crate) fn resolve(&mut self, orphans: &mut HashSet<Extent>) {
         let extents = &mut self.extents;
         self.nodes.retain(|node| match node.written.get() {
             None => true,
             Some(link) => {
                 extents.push((link.page, 1));
-                false
-            }
-        });
-        self.blobs.retain(|blob| match blob.written.get() {
-            None => true,
-            Some(long) => {
-                extents.push((long.page, long.pages()));
+                orphans.extend(node.blobs().filter_map(|blob| blob.written.get()).map(|long| long.extent));
                 false
             }
         });
@@ -79,19 +74,13 @@ impl<'s> Edit<'s> {
         Tree { source: self.source, id: self.id }
     }
 
-    fn release(&mut self, released: Released) {
-        for long in released.extents {
-            self.garbage.extents.push((long.page, long.pages()));
-        }
-        for blob in released.blobs {
-            *self.dirty_bytes -= blob.bytes.len();
-            if blob.batch != self.batch {
-                self.garbage.blobs.push(blob);
-            }
-        }
+    /// Lets go of what cells of the node referred to that are gone.
+    pub(crate) fn release(&mut self, node: &mut Node, released: Released) {
+        *self.dirty_bytes -= released.blob_bytes;
+        self.settle(node, released.extents);
     }
 
-    fn own<'n>(&mut self, node: &'n mut Arc<Node>) -> &'n mut Node {
+    pub(crate) fn own<'n>(&mut self, node: &'n mut Arc<Node>) -> &'n mut Node {
         own(node, self.batch, self.garbage)
     }
 
@@ -121,10 +110,15 @@ impl<'s> Edit<'s> {
         Node::new(self.id, level, self.batch)
     }
 
-    fn count_long(&mut self, part: &[u8]) {
-        if part.len() > crate::page::INLINE_MAX {
+    fn count_long(&mut self, part: &[u8], inline_max: usize) {
+        if part.len() > inline_max {
             *self.dirty_bytes += part.len();
         }
+    }
+
+    fn count_entry(&mut self, key: &[u8], value: &[u8]) {
+        self.count_long(key, KEY_INLINE_MAX);
+        self.count_long(value, VALUE_INLINE_MAX);
     }
 
     /// Inserts or replaces.
@@ -134,8 +128,7 @@ impl<'s> Edit<'s> {
         }
         let TreeRoot::Memory(top) = root else {
             let mut leaf = self.new_node(0);
-            self.count_long(key);
-            self.count_long(value);
+            self.count_entry(key, value);
             leaf.insert_entry(0, key, value);
             *root = TreeRoot::Memory(Arc::new(leaf));
             return Ok(());
@@ -143,7 +136,7 @@ impl<'s> Edit<'s> {
         if let Some(split) = self.insert_below(top, key, value, true)? {
             let mut branch = self.new_node(top.page().level() + 1);
             branch.insert_child(0, b"", Child::Memory(top.clone()));
-            self.count_long(&split.separator);
+            self.count_long(&split.separator, KEY_INLINE_MAX);
             branch.insert_child(1, &split.separator, Child::Memory(split.right));
             *root = TreeRoot::Memory(Arc::new(branch));
         }
@@ -200,12 +193,19 @@ impl<'s> Edit<'s> {
             true => Some(self.leaf_split(node, i, key, value, edge)?),
         };
         let leaf = self.own(node);
+        if let Some((at, _)) = &split {
+            // Where a cell will stand when the new one is in, too.
+            let is_left = |cell| cell + usize::from(!found && cell >= i) < *at;
+            self.part_longs(leaf, is_left, found.then_some(i))?;
+        }
         if found {
             let released = leaf.remove_entry(i);
-            self.release(released);
+            self.release(leaf, released);
         }
-        self.count_long(key);
-        self.count_long(value);
+        if key.len() > KEY_INLINE_MAX || value.len() > VALUE_INLINE_MAX {
+            self.gather_small(leaf);
+        }
+        self.count_entry(key, value);
         match split {
             None => {
                 leaf.insert_entry(i, key, value);
@@ -268,12 +268,13 @@ impl<'s> Edit<'s> {
         let Split { separator: key, right: child } = split;
         let child = Child::Memory(child);
         if branch.fits_child(key.len()) {
-            self.count_long(&key);
+            self.count_long(&key, KEY_INLINE_MAX);
             branch.insert_child(i, &key, child);
             branch.edit().set_run_position(i + 1);
             return Ok(None);
         }
         let at = split_point(branch, i, branch_cell_bytes(key.len()), edge);
+        self.part_longs(branch, |cell| cell + usize::from(cell >= i) < at, None)?;
         let mut right = self.new_node(branch.page().level());
         if i == at {
             branch.move_tail(at, &mut right);
@@ -284,8 +285,8 @@ impl<'s> Edit<'s> {
         let separator = self.tree().key(&NodeRef::Dirty(branch), first)?.to_vec();
         branch.move_tail(first, &mut right);
         let released = right.blank_first_key();
-        self.release(released);
-        self.count_long(&key);
+        self.release(&mut right, released);
+        self.count_long(&key, KEY_INLINE_MAX);
         let (into, i) = if i < at { (branch, i) } else { (&mut right, i - at) };
         into.insert_child(i, &key, child);
         into.edit().set_run_position(i + 1);
@@ -322,8 +323,9 @@ impl<'s> Edit<'s> {
         if node.page().is_leaf() {
             let (i, found) = self.tree().lower_bound(&NodeRef::Dirty(node), key)?;
             assert!(found, "the caller has seen the key");
-            let released = self.own(node).remove_entry(i);
-            self.release(released);
+            let leaf = self.own(node);
+            let released = leaf.remove_entry(i);
+            self.release(leaf, released);
             return Ok(());
         }
         let i = self.tree().covering(&NodeRef::Dirty(node), key)?;
@@ -348,10 +350,10 @@ impl<'s> Edit<'s> {
     /// Takes a child out of its parent; the first cell left has no key.
     fn drop_child(&mut self, branch: &mut Node, i: usize) -> Child {
         let (child, released) = branch.remove_child(i);
-        self.release(released);
+        self.release(branch, released);
         if i == 0 && branch.page().count() > 0 {
             let released = branch.blank_first_key();
-            self.release(released);
+            self.release(branch, released);
         }
         child
     }
@@ -385,7 +387,7 @@ impl<'s> Edit<'s> {
         if level > 0 {
             // The first cell of the right node has no key; what parted the two is its key now.
             let (first, _) = right.remove_child(0);
-            self.count_long(&separator);
+            self.count_long(&separator, KEY_INLINE_MAX);
             target.insert_child(target.page().count(), &separator, first);
         }
         right.move_tail(0, target);

@@ -33,12 +33,12 @@ impl<T: Copy> Mark<T> {
         assert!(before.is_none(), "what is in memory is written once");
     }
 
-    /// Takes back the mark of a checkpoint that was abandoned. Whether the mark of another one stands.
-    pub(crate) fn clear(&self, abandoned: u64) -> bool {
-        let mut cell = self.cell();
-        if cell.is_some_and(|(checkpoint, _)| checkpoint == abandoned) {
-            *cell = None;
-        }
-        cell.is_some()
+    /// Takes back the mark of a checkpoint that was abandoned.
+    pub(crate) fn clear(&self, abandoned: u64) {
+        let mark = self.cell().take();
+        assert!(
+            mark.is_none_or(|(checkpoint, _)| checkpoint == abandoned),
+            "an earlier one's marks are gone"
+        );
     }
 }

@@ -9,20 +9,26 @@
 use std::sync::Arc;
 
 use crate::TreeId;
+use crate::extent::{Extent, Long, Part, count_in};
 use crate::mark::Mark;
 use crate::order::Order;
 use crate::page::{
-    CellValue, INLINE_MAX, Link, Long, PAGE, PageBytes, PageMut, PageView, Place, branch_cell_bytes,
+    CellValue, KEY_INLINE_MAX, Link, PAGE, PageBytes, PageMut, PageView, Place, VALUE_INLINE_MAX,
+    branch_cell_bytes,
 };
 
 /// A long key or value in memory.
 #[derive(Debug)]
 pub(crate) struct Blob {
-    pub(crate) bytes: Box<[u8]>,
-    /// The batch that made it.
-    pub(crate) batch: u64,
+    pub(crate) bytes: Arc<[u8]>,
     /// Where the running checkpoint put it.
     pub(crate) written: Mark<Long>,
+}
+
+impl Blob {
+    pub(crate) fn new(bytes: Arc<[u8]>) -> Arc<Blob> {
+        Arc::new(Blob { bytes, written: Mark::default() })
+    }
 }
 
 /// A child of a branch: a page on disk, or a node.
@@ -97,15 +103,17 @@ pub(crate) struct Node {
 /// What a removed cell referred to, for the caller to let go.
 #[derive(Debug, Default)]
 pub(crate) struct Released {
-    pub(crate) extents: Vec<Long>,
-    pub(crate) blobs: Vec<Arc<Blob>>,
+    /// For each long part on disk its extent, to which other cells may refer as well.
+    pub(crate) extents: Vec<Extent>,
+    /// Bytes of the long parts in memory.
+    pub(crate) blob_bytes: usize,
 }
 
 impl Released {
     fn add(&mut self, node: &mut Node, place: Place<Long>) {
         match place {
-            Place::Disk(long) => self.extents.push(long),
-            Place::Memory(place) => self.blobs.push(node.take_blob(place)),
+            Place::Disk(long) => self.extents.push(long.extent),
+            Place::Memory(place) => self.blob_bytes += node.take_blob(place).bytes.len(),
         }
     }
 }
@@ -174,12 +182,8 @@ impl Node {
         }
     }
 
-    fn add_long(&mut self, bytes: &[u8]) -> Option<usize> {
-        if bytes.len() <= INLINE_MAX {
-            return None;
-        }
-        let blob = Blob { bytes: bytes.into(), batch: self.batch, written: Mark::default() };
-        Some(self.add_blob(Arc::new(blob)))
+    fn add_long(&mut self, bytes: &[u8], inline_max: usize) -> Option<usize> {
+        (bytes.len() > inline_max).then(|| self.add_blob(Blob::new(bytes.into())))
     }
 
     /// Whether a child with a key of this length fits.
@@ -189,10 +193,11 @@ impl Node {
 
     /// Inserts an entry that fits.
     pub(crate) fn insert_entry(&mut self, i: usize, key: &[u8], value: &[u8]) {
-        if key.len() <= INLINE_MAX && value.len() <= INLINE_MAX {
+        if key.len() <= KEY_INLINE_MAX && value.len() <= VALUE_INLINE_MAX {
             self.edit().insert_short(i, key, value);
         } else {
-            let (long_key, long_value) = (self.add_long(key), self.add_long(value));
+            let long_key = self.add_long(key, KEY_INLINE_MAX);
+            let long_value = self.add_long(value, VALUE_INLINE_MAX);
             self.edit().insert_entry(i, key, long_key, value, long_value);
         }
         self.edit().set_run_position(i + 1);
@@ -200,7 +205,7 @@ impl Node {
 
     /// Inserts a child that fits.
     pub(crate) fn insert_child(&mut self, i: usize, key: &[u8], child: Child) {
-        let long_key = self.add_long(key);
+        let long_key = self.add_long(key, KEY_INLINE_MAX);
         let child = match child {
             Child::Disk(link) => Place::Disk(link),
             Child::Memory(node) => Place::Memory(self.children.add(node)),
@@ -281,35 +286,41 @@ impl Node {
         released
     }
 
-    /// Moves the cells from `from` on to the end of another node of the same kind.
+    /// Puts the bytes of a long part into memory in place of where the cell says they are.
+    pub(crate) fn set_blob(&mut self, i: usize, part: Part, blob: Arc<Blob>) {
+        let place = self.add_blob(blob);
+        self.edit().set_long(i, part, Place::Memory(place));
+    }
+
+    /// Moves the cells from `from` on to the end of another node of the same kind. The caller has seen to it that no
+    /// extent is needed on both sides.
     pub(crate) fn move_tail(&mut self, from: usize, to: &mut Node) {
+        let shift = to.page().count();
+        let memory: Vec<(usize, Part, usize)> = self.memory_parts().filter(|(i, ..)| *i >= from).collect();
         for i in from..self.page().count() {
-            let at = to.page().count();
             to.edit().append_cell(self.page(), i);
-            if self.page().key(i).1
-                && let (Place::Memory(place), _) = self.page().long_key(i)
-            {
-                let place = to.add_blob(self.take_blob(place));
-                to.set_memory_key(at, place);
-            }
-            if self.page().is_leaf() {
-                if let CellValue::Long(Place::Memory(place), len) = self.page().value(i) {
-                    let place = to.add_blob(self.take_blob(place));
-                    to.edit().set_long_value(at, Place::Memory(place));
-                    debug_assert_eq!(len as usize, to.blob(place).bytes.len());
-                }
-            } else if let Place::Memory(place) = self.child(i) {
+            if let Some(place) = self.child_in_memory(i) {
                 let place = to.children.add(self.children.take(place));
-                to.edit().set_child(at, Place::Memory(place));
+                to.edit().set_child(shift + i - from, Place::Memory(place));
             }
+        }
+        for (i, part, place) in memory {
+            to.set_blob(shift + i - from, part, self.take_blob(place));
         }
         self.edit().truncate(from);
         self.edit().refresh_heads();
         to.edit().refresh_heads();
     }
 
-    fn set_memory_key(&mut self, i: usize, place: usize) {
-        self.edit().set_long_key(i, Place::Memory(place));
+    /// The long parts in memory: cell, part, place in the side table.
+    pub(crate) fn memory_parts(&self) -> impl Iterator<Item = (usize, Part, usize)> {
+        // Most nodes have none; then the cells need not be looked at.
+        let any = self.blobs().next().is_some();
+        let parts = any.then(|| self.page().long_parts()).into_iter().flatten();
+        parts.filter_map(|(i, part, place)| match place {
+            Place::Memory(place) => Some((i, part, place)),
+            Place::Disk(_) => None,
+        })
     }
 
     /// Frees a node without its children, which are added to those still to be freed.
@@ -319,24 +330,10 @@ impl Node {
         }
     }
 
-    /// Replaces what the checkpoint has written by where it is: long keys and values, and children.
-    pub(crate) fn relink(&mut self) {
+    /// Replaces the children that the checkpoint has written by where they are.
+    pub(crate) fn relink_children(&mut self) {
         for i in 0..self.page().count() {
-            if self.page().key(i).1
-                && let (Place::Memory(place), _) = self.page().long_key(i)
-                && let Some(long) = self.blob(place).written.get()
-            {
-                self.take_blob(place);
-                self.edit().set_long_key(i, Place::Disk(long));
-            }
-            if self.page().is_leaf() {
-                if let CellValue::Long(Place::Memory(place), _) = self.page().value(i)
-                    && let Some(long) = self.blob(place).written.get()
-                {
-                    self.take_blob(place);
-                    self.edit().set_long_value(i, Place::Disk(long));
-                }
-            } else if let Place::Memory(place) = self.child(i)
+            if let Some(place) = self.child_in_memory(i)
                 && let Some(link) = self.child_at(place).written.get()
             {
                 self.children.take(place);
@@ -345,6 +342,25 @@ impl Node {
         }
         if self.children.is_empty() {
             self.children = Children::default();
+        }
+    }
+
+    /// Replaces the long parts that the checkpoint has written by where they are, if `claim` grants the node their
+    /// extent (called with the bytes of it that the node refers to). The others stay in memory, not written yet.
+    pub(crate) fn relink_longs(&mut self, mut claim: impl FnMut(Extent, u64) -> bool) {
+        let written: Vec<(usize, Part, usize, Long)> = self
+            .memory_parts()
+            .filter_map(|(i, part, place)| Some((i, part, place, self.blob(place).written.get()?)))
+            .collect();
+        let mut usages = Vec::new();
+        written.iter().for_each(|(.., long)| count_in(&mut usages, long));
+        usages.retain(|usage| claim(usage.extent, usage.live));
+        for (i, part, place, long) in written {
+            let blob = self.take_blob(place);
+            match usages.iter().any(|usage| usage.extent == long.extent) {
+                true => self.edit().set_long(i, part, Place::Disk(long)),
+                false => self.set_blob(i, part, Blob::new(blob.bytes.clone())),
+            }
         }
     }
 }

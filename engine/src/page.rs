@@ -12,6 +12,7 @@
 
 use std::ops::Range;
 
+use crate::extent::{LEN, LONG_BYTES, Long, Part};
 use crate::order::{Order, common};
 
 /// Bytes of a page.
@@ -43,18 +44,18 @@ pub(crate) const LEAF_CELL_HEAD: usize = 5;
 /// Bytes before the key in a branch's cell: flags, key length, link.
 pub(crate) const BRANCH_CELL_HEAD: usize = 3 + LINK_BYTES;
 const LINK_BYTES: usize = 30;
-/// Bytes of a reference to a long key or value: first page, length, checksum.
-pub(crate) const LONG_BYTES: usize = 14;
 
-/// The key is long: its first [`KEY_PREFIX`] bytes stand in the cell, all of it in an overflow extent.
-pub(crate) const FLAG_LONG_KEY: u8 = 1;
-/// The value is long: it stands in an overflow extent.
-pub(crate) const FLAG_LONG_VALUE: u8 = 2;
-/// Reserved: the value is compressed with zstd. Not written yet, and refused when read.
+/// The key is long: its first [`KEY_PREFIX`] bytes stand in the cell, all of it in an extent.
+const FLAG_LONG_KEY: u8 = 1;
+/// The value is long: it stands in an extent.
+const FLAG_LONG_VALUE: u8 = 2;
 const FLAGS_KNOWN: u8 = FLAG_LONG_KEY | FLAG_LONG_VALUE;
 
-/// Keys and values up to this length stand in the page, so that a page holds two cells at least.
-pub(crate) const INLINE_MAX: usize = 960;
+/// Keys up to this length stand in the page, so that a page holds two cells at least.
+pub(crate) const KEY_INLINE_MAX: usize = 960;
+/// Values up to this length stand in the page: with a short key beside them, seven to a page or more, so that not much
+/// more than an eighth of it stays empty.
+pub(crate) const VALUE_INLINE_MAX: usize = 512;
 /// What a cell keeps of a long key, to compare without reading the extent.
 pub(crate) const KEY_PREFIX: usize = 128;
 
@@ -68,7 +69,7 @@ pub(crate) fn get_u16(bytes: &[u8], at: usize) -> usize {
     usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
 }
 
-fn put_u16(bytes: &mut [u8], at: usize, value: usize) {
+pub(crate) fn put_u16(bytes: &mut [u8], at: usize, value: usize) {
     let value = u16::try_from(value).expect("offsets within a page fit 16 bits");
     bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
 }
@@ -83,13 +84,13 @@ pub(crate) fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
-fn get_u48(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn get_u48(bytes: &[u8], at: usize) -> u64 {
     let mut le = [0; 8];
     le[..6].copy_from_slice(&bytes[at..at + 6]);
     u64::from_le_bytes(le)
 }
 
-fn put_u48(bytes: &mut [u8], at: usize, value: u64) {
+pub(crate) fn put_u48(bytes: &mut [u8], at: usize, value: u64) {
     assert!(value < 1 << 48, "page numbers and sums fit 48 bits");
     bytes[at..at + 6].copy_from_slice(&value.to_le_bytes()[..6]);
 }
@@ -158,22 +159,6 @@ pub(crate) enum Place<T> {
     Memory(usize),
 }
 
-/// A long key or value on disk: contiguous pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Long {
-    pub(crate) page: u64,
-    /// Bytes.
-    pub(crate) len: u32,
-    /// CRC-32C of the bytes.
-    pub(crate) check: u32,
-}
-
-impl Long {
-    pub(crate) fn pages(&self) -> u32 {
-        self.len.div_ceil(PAGE as u32)
-    }
-}
-
 /// A value as the cell has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CellValue {
@@ -191,14 +176,14 @@ pub(crate) struct Malformed {
 
 /// Bytes of a leaf's cell with its slot.
 pub(crate) fn leaf_cell_bytes(key: usize, value: usize) -> usize {
-    let key = if key > INLINE_MAX { KEY_PREFIX + LONG_BYTES } else { key };
-    let value = if value > INLINE_MAX { LONG_BYTES } else { value };
+    let key = if key > KEY_INLINE_MAX { KEY_PREFIX + LONG_BYTES } else { key };
+    let value = if value > VALUE_INLINE_MAX { LONG_BYTES } else { value };
     SLOT_BYTES + LEAF_CELL_HEAD + key + value
 }
 
 /// Bytes of a branch's cell with its slot.
 pub(crate) fn branch_cell_bytes(key: usize) -> usize {
-    SLOT_BYTES + BRANCH_CELL_HEAD + if key > INLINE_MAX { KEY_PREFIX + LONG_BYTES } else { key }
+    SLOT_BYTES + BRANCH_CELL_HEAD + if key > KEY_INLINE_MAX { KEY_PREFIX + LONG_BYTES } else { key }
 }
 
 /// A page to read.
@@ -340,11 +325,12 @@ impl<'p> PageView<'p> {
     }
 
     fn long(self, at: usize) -> (Place<Long>, u32) {
-        let (page, len) = (get_u48(self.0, at), get_u32(self.0, at + 6));
+        let page = get_u48(self.0, at);
         if page & IN_MEMORY != 0 {
-            return (Place::Memory((page & !IN_MEMORY) as usize), len);
+            return (Place::Memory((page & !IN_MEMORY) as usize), get_u32(self.0, at + LEN));
         }
-        (Place::Disk(Long { page, len, check: get_u32(self.0, at + 10) }), len)
+        let long = Long::read(&self.0[at..at + LONG_BYTES]);
+        (Place::Disk(long), long.len)
     }
 
     fn value_at(self, i: usize) -> usize {
@@ -352,9 +338,13 @@ impl<'p> PageView<'p> {
         range.end + if long { LONG_BYTES } else { 0 }
     }
 
+    pub(crate) fn has_long_value(self, i: usize) -> bool {
+        self.0[self.cell(i)] & FLAG_LONG_VALUE != 0
+    }
+
     pub(crate) fn value(self, i: usize) -> CellValue {
         let (at, start) = (self.cell(i), self.value_at(i));
-        if self.0[at] & FLAG_LONG_VALUE != 0 {
+        if self.has_long_value(i) {
             let (place, len) = self.long(start);
             return CellValue::Long(place, len);
         }
@@ -442,6 +432,10 @@ impl<'p> PageView<'p> {
             }
             live += self.cell_bytes(i);
         }
+        for (_, part, long) in self.longs() {
+            let inline_max = if part == Part::Key { KEY_INLINE_MAX } else { VALUE_INLINE_MAX };
+            long.fault(inline_max).map_or(Ok(()), Err)?;
+        }
         if live + get_u16(self.0, DEAD) != PAGE - cells {
             return bad("dead bytes", get_u16(self.0, DEAD));
         }
@@ -497,7 +491,7 @@ impl PageMut<'_> {
 
     /// Inserts an entry of which both parts are short.
     pub(crate) fn insert_short(&mut self, i: usize, key: &[u8], value: &[u8]) {
-        debug_assert!(key.len() <= INLINE_MAX && value.len() <= INLINE_MAX);
+        debug_assert!(key.len() <= KEY_INLINE_MAX && value.len() <= VALUE_INLINE_MAX);
         let at = self.open_cell(i, LEAF_CELL_HEAD + key.len() + value.len());
         self.0[at] = 0;
         put_u16(self.0, at + 1, key.len());
@@ -592,30 +586,28 @@ impl PageMut<'_> {
     }
 
     fn put_long_memory(&mut self, at: usize, place: usize, len: usize) {
+        self.0[at..at + LONG_BYTES].fill(0);
         put_u48(self.0, at, IN_MEMORY | place as u64);
-        put_u32(self.0, at + 6, u32::try_from(len).expect("the store bounds the length of keys and values"));
-        put_u32(self.0, at + 10, 0);
+        put_u32(
+            self.0,
+            at + LEN,
+            u32::try_from(len).expect("the store bounds the length of keys and values"),
+        );
     }
 
-    fn put_long(&mut self, at: usize, place: Place<Long>) {
+    /// Moves the reference of a long part.
+    pub(crate) fn set_long(&mut self, i: usize, part: Part, place: Place<Long>) {
+        let at = match part {
+            Part::Key => self.view().long_key_at(i),
+            Part::Value => self.view().value_at(i),
+        };
         match place {
-            Place::Memory(place) => put_u48(self.0, at, IN_MEMORY | place as u64),
-            Place::Disk(long) => {
-                put_u48(self.0, at, long.page);
-                put_u32(self.0, at + 6, long.len);
-                put_u32(self.0, at + 10, long.check);
+            Place::Memory(place) => {
+                let (_, len) = self.view().long(at);
+                self.put_long_memory(at, place, len as usize);
             }
+            Place::Disk(long) => long.write(&mut self.0[at..at + LONG_BYTES]),
         }
-    }
-
-    /// Moves the reference of a long key.
-    pub(crate) fn set_long_key(&mut self, i: usize, place: Place<Long>) {
-        self.put_long(self.view().long_key_at(i), place);
-    }
-
-    /// Moves the reference of a long value.
-    pub(crate) fn set_long_value(&mut self, i: usize, place: Place<Long>) {
-        self.put_long(self.view().value_at(i), place);
     }
 
     /// Overwrites a short value with one of the same length.

@@ -5,9 +5,10 @@
 
 use std::cmp::Ordering;
 
+use crate::extent::Long;
 use crate::node::Node;
 use crate::order::Order;
-use crate::page::{CellValue, Link, Long, Place};
+use crate::page::{CellValue, Link, Place};
 use crate::source::{NodeRef, Source};
 use crate::{StoreError, TreeId, Value};
 

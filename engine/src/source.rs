@@ -11,9 +11,10 @@ use std::sync::{Arc, OnceLock};
 use trilith_disk::File;
 
 use crate::cache::Cache;
+use crate::extent::Long;
 use crate::map::Map;
 use crate::node::Node;
-use crate::page::{Link, Long, PAGE, PageView};
+use crate::page::{Link, PAGE, PageView};
 use crate::{StoreError, Value};
 
 /// The file grows by a sixteenth, but at least by 1 MiB and at most by 64 MiB.
@@ -209,39 +210,46 @@ impl Source {
         Ok(bytes)
     }
 
-    /// The bytes of a long key or value.
+    /// The bytes of a long key or value, verified each time: the map's bits are for pages, and the operating system
+    /// caches what is read.
     pub(crate) fn long<'a>(&'a self, long: &Long) -> Result<Value<'a>, StoreError> {
-        let len = long.len as usize;
-        match &self.pages {
-            Pages::Map(map) => {
-                let bytes = self.mapped(map, long.page, len)?;
-                if !map.is_verified(long.page) {
-                    self.verify_long(long, bytes)?;
-                    map.set_verified(long.page);
-                }
-                Ok(Value::Page(bytes))
-            }
-            Pages::Cache(cache) => {
-                if let Some(bytes) = cache.get(long.page) {
-                    return Ok(Value::Shared(bytes, 0..len));
-                }
-                let bytes = self.read(long.page, len)?;
-                self.verify_long(long, &bytes)?;
-                cache.put(long.page, bytes.clone());
-                Ok(Value::Shared(bytes, 0..len))
-            }
+        let bytes = self.stored(long)?;
+        let found = crc32c::crc32c(&bytes);
+        if found != long.stored_crc {
+            let expected = u64::from(long.stored_crc);
+            return Err(self.corrupt(long.extent.page, "extent checksum", expected, u64::from(found)));
         }
+        Ok(bytes)
+    }
+
+    fn stored<'a>(&'a self, long: &Long) -> Result<Value<'a>, StoreError> {
+        let (first, len) = (long.extent.page, long.stored as usize);
+        let end = long.at as usize + len;
+        if let Pages::Map(map) = &self.pages {
+            return Ok(Value::Page(&self.mapped(map, first, end)?[long.at as usize..]));
+        }
+        self.must_reach(first, end)?;
+        let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, len).collect();
+        let buffer = Arc::get_mut(&mut bytes).expect("nobody else has it yet");
+        let at = first * PAGE as u64 + u64::from(long.at);
+        self.file.read_exact_at(buffer, at).map_err(self.io("read"))?;
+        Ok(Value::Shared(bytes, 0..len))
     }
 
     /// Bytes from the beginning of a page on, not verified. Errors: Io; Corrupt when the file is shorter.
     pub(crate) fn read(&self, page: u64, len: usize) -> Result<Arc<[u8]>, StoreError> {
+        self.must_reach(page, len)?;
+        let mut bytes = vec![0; len];
+        self.file.read_exact_at(&mut bytes, page * PAGE as u64).map_err(self.io("read"))?;
+        Ok(bytes.into())
+    }
+
+    fn must_reach(&self, page: u64, len: usize) -> Result<(), StoreError> {
         let end = page.saturating_add(len.div_ceil(PAGE) as u64);
         if end > self.file_pages() {
             return Err(self.corrupt(page, "place in the file", self.file_pages(), end));
         }
-        let mut bytes = vec![0; len];
-        self.file.read_exact_at(&mut bytes, page * PAGE as u64).map_err(self.io("read"))?;
-        Ok(bytes.into())
+        Ok(())
     }
 
     fn verify_page(&self, link: &Link, bytes: &[u8]) -> Result<(), StoreError> {
@@ -276,13 +284,5 @@ impl Source {
             }
             _ => Ok(()),
         }
-    }
-
-    fn verify_long(&self, long: &Long, bytes: &[u8]) -> Result<(), StoreError> {
-        let found = crc32c::crc32c(bytes);
-        if found != long.check {
-            return Err(self.corrupt(long.page, "extent checksum", u64::from(long.check), u64::from(found)));
-        }
-        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! The single writer.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use crate::check::{check_pages, walk};
 use crate::checkpoint::{CheckpointDone, CheckpointInfo, CheckpointJob, Durable};
 use crate::edit::{Edit, Garbage, own};
+use crate::extent::Extent;
 use crate::node::Node;
 use crate::page::PAGE;
 use crate::root::{Generation, Reader, State, View};
@@ -34,6 +35,8 @@ pub struct Store {
     published: Arc<ArcSwap<State>>,
     /// Whether the state differs from the published one.
     changed: bool,
+    /// Whether the published root has nodes that a finished checkpoint wrote: the next one must not freeze it.
+    relinked: bool,
     /// What the batch being built stopped using; and the published batches since the last checkpoint froze a root.
     batch_garbage: Garbage,
     garbage: Garbage,
@@ -80,6 +83,7 @@ impl Store {
             state,
             published,
             changed: false,
+            relinked: false,
             batch_garbage: Garbage::default(),
             garbage: Garbage::default(),
             frozen: None,
@@ -166,6 +170,7 @@ impl Store {
             return;
         }
         self.published.store(Arc::new(self.state.clone()));
+        self.relinked = false;
         self.garbage.publish(&mut self.batch_garbage, self.frozen);
         self.state.batch += 1;
         self.changed = false;
@@ -185,19 +190,17 @@ impl Store {
         self.frozen.is_none() && self.dirty_bytes >= self.dirty_bytes_max
     }
 
-    /// Freezes the published root for writing out. None while one is running, and after an error. The job may run
+    /// Freezes the published root for writing out. None while one is running, when one has been finished and nothing
+    /// published since, and after an error. The job may run
     /// on any thread; the writer goes on meanwhile and hands the outcome to `finish_checkpoint`. (A job that is
     /// dropped instead of run, or fails, was the last until the store is opened again.)
     pub fn begin_checkpoint(&mut self) -> Option<CheckpointJob> {
-        self.state.source.check_running().ok()?;
+        self.state.source.check_running().ok().filter(|()| !self.relinked)?;
         let mut space = self.space.take()?;
         self.release_held(&mut space);
         let state = self.published.load_full();
         self.frozen = Some(state.batch);
-        assert!(
-            self.garbage.nodes.is_empty() && self.garbage.blobs.is_empty(),
-            "all was resolved when it finished"
-        );
+        assert!(self.garbage.nodes.is_empty(), "all was resolved when it finished");
         let freed = std::mem::take(&mut self.garbage.extents);
         let checkpoint = self.next_checkpoint;
         self.next_checkpoint += 1;
@@ -234,7 +237,6 @@ impl Store {
                 self.garbage.extents.extend(done.freed);
                 // No checkpoint will write what roots before the next one held.
                 self.retired.append(&mut self.garbage.nodes);
-                self.garbage.blobs.clear();
                 self.retire(&done.state);
                 return Err(error);
             }
@@ -242,16 +244,21 @@ impl Store {
         (self.high_water, self.used_pages) = (done.space.high_water(), done.space.used_pages());
         self.space = Some(done.space);
         self.held.push_back(Held { by: self.durable.checkpoint, extents: done.freed });
-        self.garbage.resolve();
-        self.batch_garbage.resolve();
+        let mut orphans = HashSet::new();
+        self.garbage.resolve(&mut orphans);
+        self.batch_garbage.resolve(&mut orphans);
         self.dirty_bytes = 0;
+        let mut relink =
+            Relink { batch: self.state.batch, garbage: &mut self.batch_garbage, orphans: &mut orphans };
         for root in &mut self.state.trees {
-            self.dirty_bytes += relink_root(root, self.state.batch, &mut self.batch_garbage);
+            self.dirty_bytes += relink.root(root);
         }
+        self.batch_garbage.extents.extend(orphans.iter().map(|extent| (extent.page, extent.pages)));
         self.state.generation = Arc::new(Generation(self.durable.checkpoint));
         self.generations.push_back(self.state.generation.clone());
         self.retire(&done.state);
         drop(done.state);
+        self.relinked = true;
         // Between batches readers get the clean nodes at once, so that the written ones can go.
         if !self.changed {
             self.changed = true;
@@ -325,6 +332,22 @@ impl Store {
         self.next_checkpoint == self.durable.checkpoint + 1
     }
 
+    /// Bytes of each extent, and how many of them its page refers to.
+    pub(crate) fn extent_usage(&self) -> Vec<(u64, u64)> {
+        let mut usages = Vec::new();
+        for id in TreeId::ALL {
+            let (tree, root) = self.state.tree(id);
+            let mut nodes: Vec<_> = tree.top(root).unwrap().into_iter().collect();
+            while let Some(node) = nodes.pop() {
+                usages.extend(node.page().usages().iter().map(|u| (u.extent.bytes(), u.live)));
+                if !node.page().is_leaf() {
+                    nodes.extend((0..node.page().count()).map(|i| tree.child(&node, i).unwrap()));
+                }
+            }
+        }
+        usages
+    }
+
     /// The page of a tree's root, if it is on disk.
     pub(crate) fn root_page(&self, tree: TreeId) -> Option<u64> {
         match &self.state.trees[tree as usize] {
@@ -334,30 +357,42 @@ impl Store {
     }
 }
 
-/// Puts links in place of the nodes that the checkpoint wrote; bytes of the nodes that are still dirty.
-fn relink_root(root: &mut TreeRoot, batch: u64, garbage: &mut Garbage) -> usize {
-    let TreeRoot::Memory(node) = root else { return 0 };
-    match node.written.get() {
-        None => relink(node, batch, garbage),
-        Some(link) => {
-            *root = TreeRoot::Disk(link);
-            0
-        }
-    }
+/// Puts links and references in place of what a checkpoint wrote.
+struct Relink<'r> {
+    batch: u64,
+    garbage: &'r mut Garbage,
+    /// Extents that were written with nodes that have been replaced since. A copy of such a node may take its extents
+    /// over, but an extent belongs to one node: the first comes, and another keeps its parts in memory.
+    orphans: &'r mut HashSet<Extent>,
 }
 
-fn relink(node: &mut Arc<Node>, batch: u64, garbage: &mut Garbage) -> usize {
-    let mut dirty_bytes = PAGE;
-    if !node.page().is_leaf() || node.blobs().any(|blob| blob.written.is_set()) {
-        let own = own(node, batch, garbage);
-        for i in 0..own.page().count() {
-            if let Some(place) = own.child_in_memory(i)
-                && !own.child_at(place).written.is_set()
-            {
-                dirty_bytes += relink(own.child_at_mut(place), batch, garbage);
+impl Relink<'_> {
+    /// Bytes of the nodes that are still dirty.
+    fn root(&mut self, root: &mut TreeRoot) -> usize {
+        let TreeRoot::Memory(node) = root else { return 0 };
+        match node.written.get() {
+            None => self.node(node),
+            Some(link) => {
+                *root = TreeRoot::Disk(link);
+                0
             }
         }
-        own.relink();
     }
-    dirty_bytes + node.blobs().map(|blob| blob.bytes.len()).sum::<usize>()
+
+    fn node(&mut self, node: &mut Arc<Node>) -> usize {
+        let mut dirty_bytes = PAGE;
+        if !node.page().is_leaf() || node.blobs().any(|blob| blob.written.is_set()) {
+            let own = own(node, self.batch, self.garbage);
+            for i in 0..own.page().count() {
+                if let Some(place) = own.child_in_memory(i)
+                    && !own.child_at(place).written.is_set()
+                {
+                    dirty_bytes += self.node(own.child_at_mut(place));
+                }
+            }
+            own.relink_children();
+            own.relink_longs(|extent, live| !extent.is_sparse(live) && self.orphans.remove(&extent));
+        }
+        dirty_bytes + node.blobs().map(|blob| blob.bytes.len()).sum::<usize>()
+    }
 }

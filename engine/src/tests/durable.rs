@@ -52,6 +52,8 @@ fn run_model(options: &Options, usual_seed: u64, ops: usize) {
     // What the published root, the frozen root and the newest checkpoint hold.
     let (mut published, mut frozen, mut durable) = (Model::new(), Model::new(), Model::new());
     let mut stage = Stage::Idle;
+    // A checkpoint was finished in the middle of the batch that is still being built.
+    let mut just_finished = false;
     let mut pinned: Vec<(Root, Model)> = Vec::new();
     for op in 0..ops {
         change(&mut rng, &mut store, &mut model, 3000, op / 4000 % 2 == 0);
@@ -60,10 +62,16 @@ fn run_model(options: &Options, usual_seed: u64, ops: usize) {
         if rng.chance(20) {
             store.publish();
             published = model.clone();
+            just_finished = false;
         }
         if rng.chance(400) {
             stage = match stage {
                 Stage::Idle => {
+                    if just_finished {
+                        assert!(store.begin_checkpoint().is_none(), "the root has nodes that are written");
+                        store.publish();
+                        published = model.clone();
+                    }
                     frozen = published.clone();
                     let job = store.begin_checkpoint().unwrap();
                     assert!(store.begin_checkpoint().is_none(), "one at a time");
@@ -75,6 +83,7 @@ fn run_model(options: &Options, usual_seed: u64, ops: usize) {
                     Stage::Written(done)
                 }
                 Stage::Written(done) => {
+                    just_finished = model != published;
                     store.finish_checkpoint(done).unwrap();
                     store.check().unwrap();
                     Stage::Idle
@@ -96,7 +105,7 @@ fn run_model(options: &Options, usual_seed: u64, ops: usize) {
         }
         if rng.chance(4000) {
             pinned.clear();
-            stage = Stage::Idle;
+            (stage, just_finished) = (Stage::Idle, false);
             drop(store);
             store = Store::open(options.clone()).unwrap();
             store.check().unwrap();

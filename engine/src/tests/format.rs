@@ -1,6 +1,6 @@
 //! The tables of `docs/format.md` and the offsets in the code are the same.
 
-use crate::{meta, page, space};
+use crate::{extent, meta, page, space};
 
 #[test]
 fn the_tables_have_the_offsets_of_the_code() {
@@ -10,7 +10,7 @@ fn the_tables_have_the_offsets_of_the_code() {
         .filter(|line| line.starts_with("| "))
         .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
         .collect();
-    for (field, offset) in [page::LAYOUT, meta::LAYOUT, space::LAYOUT].concat() {
+    for (field, offset) in [page::LAYOUT, extent::LAYOUT, meta::LAYOUT, space::LAYOUT].concat() {
         let found = rows
             .iter()
             .any(|row| row.len() == 3 && row[0] == offset.to_string() && row[2].starts_with(field));

@@ -5,6 +5,7 @@ mod crash;
 mod durable;
 mod format;
 mod full;
+mod longs;
 mod model;
 mod page;
 mod rng;

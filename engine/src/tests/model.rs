@@ -64,8 +64,8 @@ fn pad(key: &mut Vec<u8>, n: usize) {
 pub(crate) fn random_value(rng: &mut Rng) -> Vec<u8> {
     let len = match rng.below(40) {
         0 => rng.below(20_000),
-        1 => 955 + rng.below(10),
-        2..=5 => rng.below(960),
+        1 | 2 => 508 + rng.below(10),
+        3..=5 => rng.below(3000),
         _ => rng.below(60),
     };
     let byte = rng.next() as u8;

@@ -20,11 +20,13 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// How a file is opened. All files are opened for reading and writing.
+/// How a file is opened: for reading and writing, unless it says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Open {
     /// The file must be there.
     Existing,
+    /// The file must be there, and is only read: a write fails.
+    ReadOnly,
     /// The file must not be there; it is made with mode 0600.
     CreateNew,
     /// The file is made with mode 0600 unless it is there.

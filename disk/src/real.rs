@@ -22,6 +22,9 @@ impl Disk for RealDisk {
         options.read(true).write(true).mode(0o600);
         match how {
             Open::Existing => {}
+            Open::ReadOnly => {
+                options.write(false);
+            }
             Open::CreateNew => {
                 options.create_new(true);
             }

@@ -306,7 +306,7 @@ impl Disk for SimDisk {
         };
         let id = match (found, how) {
             (Some(_), Open::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),
-            (None, Open::Existing) => return Err(io::ErrorKind::NotFound.into()),
+            (None, Open::Existing | Open::ReadOnly) => return Err(io::ErrorKind::NotFound.into()),
             (Some(id), _) => id,
             (None, _) => {
                 self.record(Op::Create(path.to_owned(), next))?;

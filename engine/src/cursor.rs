@@ -1,5 +1,6 @@
 //! A position in a tree, moving both ways.
 
+use crate::page::CellValue;
 use crate::search::{Tree, TreeRoot};
 use crate::source::NodeRef;
 use crate::{StoreError, Value};
@@ -129,6 +130,17 @@ impl<'a> Cursor<'a> {
         match self.path.last() {
             Some((leaf, i)) if self.position == Position::At => Ok(Some(self.tree.value(leaf, *i)?)),
             _ => Ok(None),
+        }
+    }
+
+    /// Bytes of the entry's value, which is not read; None past an end.
+    pub(crate) fn value_len(&self) -> Option<usize> {
+        match self.path.last() {
+            Some((leaf, i)) if self.position == Position::At => Some(match leaf.page().value(*i) {
+                CellValue::Inline(range) => range.len(),
+                CellValue::Long(_, len) => len as usize,
+            }),
+            _ => None,
         }
     }
 

@@ -8,6 +8,7 @@
 //! is used before its checksum has been verified. It must never know of raft or of gRPC: an applied index is a
 //! number that it keeps.
 
+pub mod bolt;
 mod cache;
 mod check;
 mod checkpoint;

@@ -8,5 +8,5 @@ mod full;
 mod longs;
 mod model;
 mod page;
-mod rng;
+pub(crate) mod rng;
 mod space;

@@ -22,6 +22,7 @@ use tokio::task::LocalSet;
 use trilith_disk::{Disk, RealDisk};
 use trilith_wal::Wal;
 
+use crate::apply::quota::Quota;
 use crate::config::{self, Config, Note, Refusal, Setting};
 use crate::core::{self, Core, Peer};
 use crate::logging;
@@ -243,6 +244,7 @@ fn core_config(config: &Config, disk: Arc<dyn Disk>) -> core::Config {
         pre_vote: config.pre_vote,
         max_request_bytes: config.max_request_bytes,
         max_txn_ops: config.max_txn_ops,
+        quota: Quota::new(config.quota_backend_bytes),
         seed: RandomState::new().hash_one(std::process::id()),
         unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
         ..core::Config::new(config.data_dir.clone(), disk)

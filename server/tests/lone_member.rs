@@ -240,9 +240,9 @@ fn what_is_not_served_yet_says_so() {
     assert_eq!(status.message, "etcdserver: UserAdd is not implemented");
     let mut bed = Bed::new();
     let handle = bed.handle.clone();
-    let alarm = trilith_server::apply::command::Command::Alarm(pb::AlarmRequest::default());
-    let answer = bed.run(handle.propose(&alarm)).unwrap_err();
-    assert_eq!(answer.message, "etcdserver: Alarm is not implemented");
+    let auth = trilith_server::apply::command::Command::AuthEnable(pb::AuthEnableRequest {});
+    let answer = bed.run(handle.propose(&auth)).unwrap_err();
+    assert_eq!(answer.message, "etcdserver: Auth is not implemented");
     bed.put("a", "1");
     assert_eq!(keys(&bed.range(get_range("a", "b")).unwrap()), "a");
 }

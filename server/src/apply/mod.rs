@@ -4,9 +4,11 @@
 //! It must never read a clock, never wait and never refuse an entry because of anything but the store's own
 //! state. An entry that it does not understand is a named error that stops the member.
 
+pub mod alarm;
 pub mod command;
 pub mod key_set;
 pub mod members;
+pub mod quota;
 pub mod range;
 #[cfg(test)]
 mod tests;
@@ -20,7 +22,9 @@ use prost::Message;
 use trilith_engine::{Change, KeyRange, Store, StoreError, TreeId};
 use trilith_proto::{etcdserverpb as pb, leasepb, membershippb, raftpb};
 
+use self::alarm::Alarms;
 use self::command::{BadRequest, Command};
+use self::quota::Quota;
 use self::range::{Budget, ReadError};
 use self::txn::{Execution, Target, TxnError};
 use crate::lease::Lessor;
@@ -58,6 +62,10 @@ pub struct Context<'c> {
     pub wanted: bool,
     /// Told of grants and revocations.
     pub lessor: &'c Mutex<Lessor>,
+    /// What refuses commands.
+    pub alarms: &'c mut Alarms,
+    /// How large the store may become.
+    pub quota: Quota,
     /// Collects what watchers will see.
     pub changes: &'c mut Vec<Change>,
 }
@@ -69,6 +77,8 @@ pub enum Applied {
     Done(Answer),
     /// To be answered when no compaction is left to do (C3).
     AfterCompaction(Answer),
+    /// Carried out, though there was no room for it: answered with NO_SPACE when the alarm stands (X5).
+    OverQuota,
 }
 
 impl Context<'_> {
@@ -79,6 +89,10 @@ impl Context<'_> {
 
 /// Applies a request to the writer's state.
 pub fn apply(store: &mut Store, command: Command, cx: &mut Context<'_>) -> Result<Applied, ApplyError> {
+    if let Some(refused) = cx.alarms.refusal(&command) {
+        return Ok(Applied::Done(Err(refused)));
+    }
+    let had_room = cx.quota.has_room(quota::db_size(store), quota::cost(&command));
     let answer = match command {
         Command::Put(request) => in_txn(store, cx, |txn, header, buf| txn::put(txn, &request, header, buf))?,
         Command::DeleteRange(request) => {
@@ -90,11 +104,18 @@ pub fn apply(store: &mut Store, command: Command, cx: &mut Context<'_>) -> Resul
         Command::LeaseGrant(request) => grant(store, &request, cx)?,
         Command::LeaseRevoke(request) => revoke(store, request.id, cx)?,
         Command::LeaseCheckpoint(request) => checkpoint_leases(store, &request, cx)?,
+        Command::Alarm(request) => alarm(store, &request, cx)?,
         Command::ClusterVersionSet(request) => set_cluster_version(store, &request)?,
         Command::ClusterMemberAttrSet(request) => set_member_attributes(store, request)?,
         other => Err(Status::unimplemented(name(&other))),
     };
-    Ok(Applied::Done(answer))
+    Ok(if answer.is_ok() && !had_room { Applied::OverQuota } else { Applied::Done(answer) })
+}
+
+/// X1.
+fn alarm(store: &mut Store, request: &pb::AlarmRequest, cx: &mut Context<'_>) -> Result<Answer, ApplyError> {
+    let alarms = cx.alarms.apply(store, request)?;
+    Ok(Ok(Reply::of(&pb::AlarmResponse { header: cx.header(store), alarms })))
 }
 
 /// An answer without content: for requests that only members make.
@@ -302,7 +323,6 @@ pub fn conf_change(store: &mut Store, change: &raftpb::ConfChange) -> Result<boo
 /// The RPC that a request came by: for the error of those that are not served yet.
 fn name(command: &Command) -> &'static str {
     match command {
-        Command::Alarm(_) => "Alarm",
         Command::DowngradeInfoSet(_) => "Downgrade",
         _ => "Auth",
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use trilith_disk::sim::SimDisk;
 use trilith_engine::View;
+use trilith_proto::etcdserverpb::alarm_request::AlarmAction;
 use trilith_proto::etcdserverpb::request_op::Request as Op;
 use trilith_proto::etcdserverpb::response_op::Response;
 
@@ -23,11 +24,19 @@ struct Bench {
     store: Store,
     lessor: Mutex<Lessor>,
     changes: Vec<Change>,
+    alarms: Alarms,
+    quota: Quota,
 }
 
 impl Bench {
     fn new() -> Bench {
-        Bench { store: store(), lessor: Mutex::new(Lessor::new(2)), changes: Vec::new() }
+        Bench {
+            store: store(),
+            lessor: Mutex::new(Lessor::new(2)),
+            changes: Vec::new(),
+            alarms: Alarms::default(),
+            quota: Quota::new(0),
+        }
     }
 
     fn apply(&mut self, command: Command, wanted: bool) -> Answer {
@@ -36,10 +45,13 @@ impl Bench {
             now: Duration::ZERO,
             wanted,
             lessor: &self.lessor,
+            alarms: &mut self.alarms,
+            quota: self.quota,
             changes: &mut self.changes,
         };
         match apply(&mut self.store, command, &mut cx).unwrap() {
             Applied::Done(answer) | Applied::AfterCompaction(answer) => answer,
+            Applied::OverQuota => Err(status::NO_SPACE),
         }
     }
 
@@ -171,8 +183,92 @@ fn versions_and_conf_state_are_etcds() {
         now: Duration::ZERO,
         wanted: false,
         lessor: &bench.lessor,
+        alarms: &mut bench.alarms,
+        quota: bench.quota,
         changes: &mut bench.changes,
     };
     let error = apply(&mut bench.store, version("three"), &mut cx).unwrap_err().to_string();
     assert!(error.contains("\"three\""), "{error}");
+}
+
+fn alarm(action: AlarmAction, member_id: u64, alarm: i32) -> Command {
+    Command::Alarm(pb::AlarmRequest { action: action as i32, member_id, alarm })
+}
+
+/// Member and type of each alarm of the answer.
+fn named(answer: Answer) -> Vec<(u64, i32)> {
+    let response = pb::AlarmResponse::decode(answer.unwrap().message()).unwrap();
+    response.alarms.iter().map(|found| (found.member_id, found.alarm)).collect()
+}
+
+#[test]
+fn x1_alarms_are_kept_as_in_etcd() {
+    use AlarmAction::{Activate, Deactivate, Get};
+    let mut bench = Bench::new();
+    assert_eq!(named(bench.apply(alarm(Activate, 7, 0), true)), []);
+    assert_eq!(named(bench.apply(alarm(Activate, 7, 1), true)), [(7, 1)]);
+    assert_eq!(named(bench.apply(alarm(Activate, 7, 1), true)), [(7, 1)], "it stands already");
+    assert_eq!(named(bench.apply(alarm(Activate, 300, 2), true)), [(300, 2)]);
+    assert_eq!(named(bench.apply(alarm(Activate, 0, 9), true)), [(0, 9)], "V2: unknown types are kept");
+    assert_eq!(named(bench.apply(alarm(Get, 5, 0), true)), [(7, 1), (300, 2), (0, 9)]);
+    assert_eq!(named(bench.apply(alarm(Get, 5, 2), true)), [(300, 2)]);
+    let kept = [(vec![8, 7, 16, 1], vec![]), (vec![8, 0xac, 2, 16, 2], vec![]), (vec![16, 9], vec![])];
+    assert_eq!(tree(bench.store.view(), TreeId::Alarm), kept);
+    assert_eq!(named(bench.apply(alarm(Deactivate, 0, 1), true)), [], "0 is no wildcard");
+    assert_eq!(named(bench.apply(alarm(Deactivate, 7, 2), true)), []);
+    assert_eq!(named(bench.apply(alarm(Deactivate, 7, 1), true)), [(7, 1)]);
+    let restored = Alarms::restore(bench.store.view()).unwrap();
+    assert_eq!(
+        restored.list().map(|found| alarm::text(&found)).collect::<Vec<_>>(),
+        ["memberID:300 alarm:CORRUPT", "alarm:9"]
+    );
+    let unknown = pb::AlarmRequest { action: 3, member_id: 300, alarm: 2 };
+    assert_eq!(named(bench.apply(Command::Alarm(unknown), true)), []);
+    assert_eq!(named(bench.apply(alarm(Deactivate, 300, 2), true)), [(300, 2)]);
+    assert_eq!(named(bench.apply(alarm(Deactivate, 0, 9), true)), [(0, 9)]);
+    assert_eq!(tree(bench.store.view(), TreeId::Alarm), []);
+}
+
+fn commands() -> Vec<(&'static str, Command)> {
+    let put = pb::PutRequest { key: "k".into(), ..Default::default() };
+    let op = |request| pb::RequestOp { request: Some(request) };
+    let txn = |op| Command::Txn(pb::TxnRequest { failure: vec![op], ..Default::default() });
+    let delete = pb::DeleteRangeRequest { key: "none".into(), ..Default::default() };
+    vec![
+        ("put", Command::Put(put.clone())),
+        ("txn with a put", txn(op(Op::RequestPut(put)))),
+        ("grant", Command::LeaseGrant(pb::LeaseGrantRequest { id: 9, ttl: 9 })),
+        ("delete", Command::DeleteRange(delete.clone())),
+        ("txn with a delete", txn(op(Op::RequestDeleteRange(delete)))),
+        ("compaction", Command::Compaction(pb::CompactionRequest { revision: 1, physical: false })),
+        ("revoke", Command::LeaseRevoke(pb::LeaseRevokeRequest { id: 1 })),
+        ("checkpoint", Command::LeaseCheckpoint(pb::LeaseCheckpointRequest::default())),
+        ("range", Command::Range(pb::RangeRequest { key: "k".into(), ..Default::default() })),
+    ]
+}
+
+#[test]
+fn x2_x3_alarms_refuse_what_they_refuse_in_etcd() {
+    for (kind, refused, status) in [(1, 3, status::NO_SPACE), (2, 7, status::CORRUPT)] {
+        let mut bench = Bench::new();
+        bench.apply(Command::LeaseGrant(pb::LeaseGrantRequest { id: 1, ttl: 9 }), false).unwrap();
+        // Of whatever member it is.
+        bench.apply(alarm(AlarmAction::Activate, 77, kind), false).unwrap();
+        let revision = bench.store.view().revision();
+        let hits: Vec<&str> = commands()
+            .into_iter()
+            .filter_map(|(name, command)| {
+                (bench.apply(command, true).err() == Some(status.clone())).then_some(name)
+            })
+            .collect();
+        let all = ["put", "txn with a put", "grant", "delete", "txn with a delete", "compaction", "revoke"];
+        let mut expected = all[..refused].to_vec();
+        if kind == 2 {
+            expected.push("range");
+        }
+        assert_eq!(hits, expected, "{status}");
+        assert_eq!(bench.store.view().revision(), revision, "nothing has changed");
+        bench.apply(alarm(AlarmAction::Deactivate, 77, kind), false).unwrap();
+        bench.apply(commands().swap_remove(0).1, true).unwrap();
+    }
 }

@@ -111,6 +111,8 @@ pub struct Config {
     pub max_request_bytes: usize,
     /// Operations in a transaction.
     pub max_txn_ops: usize,
+    /// How large the store may become, in bytes; 0: etcd's default; negative: without bound.
+    pub quota_backend_bytes: i64,
     /// HTTP/2 streams per connection; `u32::MAX` for no limit.
     pub max_concurrent_streams: u32,
     /// Keepalive pings to clients: time between them, time to answer.
@@ -193,6 +195,7 @@ impl Config {
             fsync: !flag_is_true(&given, "unsafe-no-fsync"),
             max_request_bytes: max_request_bytes(&given)?,
             max_txn_ops: uint(&given, "max-txn-ops")?,
+            quota_backend_bytes: value::int_of(given.text("quota-backend-bytes")).unwrap_or_default(),
             max_concurrent_streams: uint(&given, "max-concurrent-streams")?,
             grpc_keepalive: keepalive(&given),
             watch_progress_interval: match duration(&given, "watch-progress-notify-interval") {

@@ -54,7 +54,7 @@ pub(super) struct Row {
 }
 
 /// Flags that do what they say.
-const WORKS: [&str; 30] = [
+const WORKS: [&str; 31] = [
     "advertise-client-urls",
     "data-dir",
     "election-timeout",
@@ -78,6 +78,7 @@ const WORKS: [&str; 30] = [
     "max-wals",
     "name",
     "pre-vote",
+    "quota-backend-bytes",
     "trilith-io-threads",
     "trilith-wal-io",
     "unsafe-no-fsync",

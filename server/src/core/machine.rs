@@ -15,13 +15,15 @@ use trilith_engine::{Change, CheckpointDone, CheckpointJob, Store, StoreError};
 use trilith_proto::{etcdserverpb as pb, membershippb, raftpb};
 use trilith_raft::{Body, Committed, Node, Output, RaftError};
 
+use super::alarm::Raising;
 use super::pressure::Pressure;
 use super::reads::Reads;
 use super::shared::{Facts, Proposal, Reading, Shared};
 use super::waiters::{Waiter, Waiters};
 use super::{CLUSTER_VERSION, Config, Fatal};
+use crate::apply::alarm::Alarms;
 use crate::apply::command::{self, Command};
-use crate::apply::{self, Answer, Applied, ApplyError, Context, members};
+use crate::apply::{self, Answer, Applied, ApplyError, Context, members, quota};
 use crate::lease;
 use crate::status::{self, Status};
 
@@ -36,7 +38,7 @@ const REVOKES_MAX: usize = 16;
 
 /// Something that every member does once, through the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Announcement {
+pub(super) enum Announcement {
     Needed,
     UnderWay,
     Done,
@@ -72,7 +74,7 @@ pub struct Core {
     store: Store,
     shared: Arc<Shared>,
     config: Config,
-    member_id: u64,
+    pub(super) member_id: u64,
     conf_state: raftpb::ConfState,
     waiters: Waiters,
     reads: Reads,
@@ -82,6 +84,8 @@ pub struct Core {
     publication: Announcement,
     cluster_version: Announcement,
     revokes_under_way: usize,
+    pub(super) alarms: Alarms,
+    pub(super) raising: Raising,
     checkpoints: Checkpoints,
     pub(super) pressure: Pressure,
     compacting: bool,
@@ -96,7 +100,7 @@ pub struct Core {
     proposals: Vec<Proposal>,
     readings: Vec<Reading>,
     changes: Vec<Change>,
-    answers: Vec<(oneshot::Sender<Answer>, Answer)>,
+    pub(super) answers: Vec<(oneshot::Sender<Answer>, Answer)>,
 }
 
 impl Core {
@@ -109,6 +113,7 @@ impl Core {
     ) -> Result<Core, Fatal> {
         let conf_state = members::conf_state(store.view())?;
         let has_version = is_current(members::cluster_version(store.view())?.as_deref());
+        let alarms = Alarms::restore(store.view())?;
         let core = Core {
             node,
             store,
@@ -123,6 +128,8 @@ impl Core {
             publication: Announcement::Needed,
             cluster_version: if has_version { Announcement::Done } else { Announcement::Needed },
             revokes_under_way: 0,
+            alarms,
+            raising: Raising::default(),
             checkpoints: Checkpoints { running: None, began: Duration::ZERO, log_bytes: 0, changed: false },
             pressure: Pressure::default(),
             // Whether something is left from before is for the store to say.
@@ -172,6 +179,7 @@ impl Core {
             self.follow_leadership()?;
             self.let_readers_through();
             progressed |= self.campaign_alone()? | self.announce()? | self.revoke_expired();
+            progressed |= self.propose_alarms();
             // Messages to peers: a lone voter has none.
             self.out.messages.clear();
             if !progressed {
@@ -227,10 +235,11 @@ impl Core {
     }
 
     /// What a waiter's answer means: to itself, or to the core that waited.
-    fn settle(&mut self, waiter: Waiter, answer: Answer) {
+    pub(super) fn settle(&mut self, waiter: Waiter, answer: Answer) {
         let next = if answer.is_ok() { Announcement::Done } else { Announcement::Needed };
         match waiter {
             Waiter::Call(sender) => self.answers.push((sender, answer)),
+            Waiter::Alarm(alarm) => self.alarm_proposed(alarm, next),
             Waiter::Publish => self.publication = next,
             Waiter::ClusterVersion => self.cluster_version = next,
             Waiter::Revoke(lease) => {
@@ -250,10 +259,14 @@ impl Core {
     }
 
     /// Proposes something of the core's own.
-    fn propose_own(&mut self, waiter: Waiter, command: &Command) {
+    pub(super) fn propose_own(&mut self, waiter: Waiter, command: &Command) {
         let id = self.shared.next_request_id();
         self.waiters.add(id, self.now, waiter);
         self.backlog.push_back((id, command::encode(id, command)));
+    }
+
+    pub(super) fn has_leader(&self) -> bool {
+        self.node.status().leader != 0
     }
 
     /// Z5: without a leader proposals wait here until their time is up.
@@ -345,6 +358,8 @@ impl Core {
             now: self.now,
             wanted: waiter.as_ref().is_some_and(Waiter::is_wanted),
             lessor: self.shared.lessor_cell(),
+            alarms: &mut self.alarms,
+            quota: self.config.quota,
             changes: &mut self.changes,
         };
         let compacts = matches!(request.command, Command::Compaction(_));
@@ -354,6 +369,7 @@ impl Core {
             (Applied::AfterCompaction(answer), Some(Waiter::Call(sender))) => {
                 self.after_compaction.push((sender, answer));
             }
+            (Applied::OverQuota, waiter) => self.over_quota(waiter),
             (Applied::Done(answer) | Applied::AfterCompaction(answer), Some(waiter)) => {
                 self.settle(waiter, answer);
             }
@@ -473,8 +489,9 @@ impl Core {
             commit: status.commit,
             applied,
             applied_term,
-            db_size: self.store.size_bytes(),
-            db_size_in_use: self.store.size_in_use_bytes(),
+            db_size: quota::db_size(&self.store),
+            db_size_in_use: quota::db_size_in_use(&self.store),
+            no_space: self.alarms.is_raised_by(self.member_id, pb::AlarmType::Nospace),
             ..Facts::default()
         };
         let reads_are_local = status.is_leader && applied_term == status.term && self.is_lone_voter();

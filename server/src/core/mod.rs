@@ -11,6 +11,7 @@
 //! waiting. [`run`] is the thin driver that knows tokio. The core shares two things with the rest: queues, and the
 //! published root with the facts beside it.
 
+mod alarm;
 mod boot;
 mod driver;
 mod machine;
@@ -29,7 +30,9 @@ use trilith_raft::RaftError;
 use trilith_wal::{IoChoice, WalError};
 
 use crate::apply::ApplyError;
+use crate::apply::quota::Quota;
 
+pub use alarm::OverQuota;
 pub use driver::run;
 pub use machine::Core;
 pub use shared::{Facts, Handle};
@@ -91,6 +94,8 @@ pub struct Config {
     pub max_request_bytes: usize,
     /// --max-txn-ops.
     pub max_txn_ops: usize,
+    /// --quota-backend-bytes.
+    pub quota: Quota,
     /// Seeds what is random.
     pub seed: u64,
     /// Unix time of the start in milliseconds: request ids begin there.
@@ -124,6 +129,7 @@ impl Config {
             pre_vote: true,
             max_request_bytes: 1_572_864,
             max_txn_ops: 128,
+            quota: Quota::new(0),
             seed: 0,
             unix_ms: 0,
         }

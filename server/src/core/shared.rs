@@ -15,6 +15,7 @@ use trilith_proto::etcdserverpb::ResponseHeader;
 use super::Config;
 use crate::apply::Answer;
 use crate::apply::command::{self, Command};
+use crate::apply::quota::Quota;
 use crate::lease::{Lessor, Renewal};
 use crate::reply::Reply;
 use crate::status::{self, Status};
@@ -40,10 +41,12 @@ pub struct Facts {
     pub applied: u64,
     /// Term of the last applied entry: what response headers carry.
     pub applied_term: u64,
-    /// Length of the store's file up to its last page, in bytes.
+    /// Length of the store's file up to its last page, with what the next checkpoint will add, in bytes.
     pub db_size: u64,
     /// The same without free pages.
     pub db_size_in_use: u64,
+    /// This member has raised NOSPACE.
+    pub no_space: bool,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +58,7 @@ struct FactCells {
     applied_term: AtomicU64,
     db_size: AtomicU64,
     db_size_in_use: AtomicU64,
+    no_space: AtomicBool,
 }
 
 /// A proposal on its way to the core.
@@ -87,6 +91,7 @@ pub(super) struct Shared {
     member_id: u64,
     max_request_bytes: usize,
     max_txn_ops: usize,
+    quota: Quota,
     inbox: Mutex<Inbox>,
     wake: Notify,
     facts: FactCells,
@@ -113,6 +118,7 @@ impl Shared {
             member_id,
             max_request_bytes: config.max_request_bytes,
             max_txn_ops: config.max_txn_ops,
+            quota: config.quota,
             inbox: Mutex::default(),
             wake: Notify::new(),
             facts: FactCells::default(),
@@ -205,6 +211,7 @@ impl Shared {
         ] {
             cell.store(value, Ordering::Relaxed);
         }
+        cells.no_space.store(facts.no_space, Ordering::Relaxed);
         self.reads_are_local.store(reads_are_local, Ordering::Release);
     }
 
@@ -225,6 +232,7 @@ impl Shared {
             applied_term: get(&cells.applied_term),
             db_size: get(&cells.db_size),
             db_size_in_use: get(&cells.db_size_in_use),
+            no_space: cells.no_space.load(Ordering::Relaxed),
         }
     }
 }
@@ -317,6 +325,16 @@ impl Handle {
     /// A response header: H1, H2.
     pub fn header(&self, revision: i64, raft_term: u64) -> ResponseHeader {
         self.0.header(revision, raft_term)
+    }
+
+    /// --quota-backend-bytes.
+    pub fn quota(&self) -> Quota {
+        self.0.quota
+    }
+
+    /// Whether the quota has room for something of that cost (X4).
+    pub fn has_room(&self, cost: u64) -> bool {
+        self.0.quota.has_room(self.0.facts.db_size.load(Ordering::Relaxed), cost)
     }
 
     /// --max-txn-ops.

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use trilith_proto::etcdserverpb::AlarmType;
 
 use crate::apply::Answer;
 
@@ -15,6 +16,8 @@ use crate::apply::Answer;
 pub(super) enum Waiter {
     /// A handler.
     Call(oneshot::Sender<Answer>),
+    /// An alarm of this member is on its way.
+    Alarm(AlarmType),
     /// The member's own attributes are on their way.
     Publish,
     /// The cluster version is on its way.
@@ -28,7 +31,7 @@ impl Waiter {
     pub(super) fn is_wanted(&self) -> bool {
         match self {
             Waiter::Call(answer) => !answer.is_closed(),
-            Waiter::Publish | Waiter::ClusterVersion | Waiter::Revoke(_) => false,
+            Waiter::Alarm(_) | Waiter::Publish | Waiter::ClusterVersion | Waiter::Revoke(_) => false,
         }
     }
 }

@@ -73,6 +73,9 @@ impl Routes for Api {
             "/etcdserverpb.Cluster/MemberList" => {
                 call.unary(async move |request| cluster::member_list(&core, request).await);
             }
+            "/etcdserverpb.Maintenance/Alarm" => {
+                call.unary(async move |request| maintenance::alarm(&core, request).await);
+            }
             "/etcdserverpb.Maintenance/Status" => {
                 call.unary(async move |request| maintenance::status(&core, request).await);
             }

@@ -10,6 +10,7 @@ use trilith_proto::etcdserverpb::{
 
 use super::{blocking, intervals, read};
 use crate::apply::command::Command;
+use crate::apply::quota;
 use crate::apply::range::{self, ReadError};
 use crate::apply::txn::{self, Execution, Target, TxnError};
 use crate::core::Handle;
@@ -63,6 +64,9 @@ pub fn compact(
 
 /// Compares, then runs one of two lists of operations as a whole.
 pub async fn txn(handle: &Handle, request: TxnRequest) -> Result<Reply, Status> {
+    if let Some(refused) = handle.over_quota(quota::cost_of_txn(&request)) {
+        return Err(refused.await);
+    }
     check_txn(&request, handle.max_txn_ops())?;
     intervals::check(&request.success)?;
     intervals::check(&request.failure)?;
@@ -110,8 +114,16 @@ fn propose(
     checked: Result<(), Status>,
     command: Command,
 ) -> impl Future<Output = Result<Reply, Status>> + Send + use<> {
-    let proposed = checked.map(|()| handle.propose(&command));
-    async move { proposed?.await }
+    let proposed = match handle.over_quota(quota::cost(&command)) {
+        Some(refused) => Err(refused),
+        None => Ok(checked.map(|()| handle.propose(&command))),
+    };
+    async move {
+        match proposed {
+            Ok(proposed) => proposed?.await,
+            Err(refused) => Err(refused.await),
+        }
+    }
 }
 
 fn header(handle: &Handle, root: &Root) -> ResponseHeader {

@@ -7,6 +7,7 @@ use trilith_proto::etcdserverpb::{
 };
 
 use crate::apply::command::Command;
+use crate::apply::quota;
 use crate::core::Handle;
 use crate::reply::Reply;
 use crate::status::Status;
@@ -18,6 +19,9 @@ fn header(handle: &Handle) -> Option<ResponseHeader> {
 
 /// L3: id 0 leaves the choice to us.
 pub async fn grant(handle: &Handle, mut request: LeaseGrantRequest) -> Result<Reply, Status> {
+    if let Some(refused) = handle.over_quota(quota::COST_OF_LEASE) {
+        return Err(refused.await);
+    }
     if request.id == 0 {
         request.id = handle.new_lease_id();
     }

@@ -1,23 +1,29 @@
 //! Maintenance: what the member tells of itself, and hashes over what it holds.
 
 use trilith_proto::etcdserverpb::{
-    DowngradeInfo, HashKvRequest, HashKvResponse, HashRequest, HashResponse, StatusRequest, StatusResponse,
+    AlarmRequest, DowngradeInfo, HashKvRequest, HashKvResponse, HashRequest, HashResponse, StatusRequest,
+    StatusResponse,
 };
 
 use super::blocking;
+use crate::apply::alarm::{self, Alarms};
+use crate::apply::command::Command;
 use crate::apply::members;
 use crate::core::{Handle, SERVER_VERSION};
 use crate::reply::Reply;
 use crate::status::{self, Status};
 
-/// --quota-backend-bytes by default, in bytes.
-const QUOTA_BYTES: i64 = 2 << 30;
+/// X1: lists alarms, raises and ends them, through the log.
+pub async fn alarm(handle: &Handle, request: AlarmRequest) -> Result<Reply, Status> {
+    handle.propose(&Command::Alarm(request)).await
+}
 
 /// X6.
 pub async fn status(handle: &Handle, _: StatusRequest) -> Result<Reply, Status> {
     let facts = handle.facts();
     let root = handle.root();
     let no_leader = (facts.leader == 0).then(|| status::NO_LEADER.message.into_owned());
+    let alarms: Vec<String> = Alarms::restore(root.view())?.list().map(|found| alarm::text(&found)).collect();
     let this = members::get(root.view(), facts.member_id)?;
     Ok(Reply::of(&StatusResponse {
         header: Some(handle.header(root.view().revision(), root.applied().1)),
@@ -27,11 +33,11 @@ pub async fn status(handle: &Handle, _: StatusRequest) -> Result<Reply, Status> 
         raft_index: facts.commit,
         raft_term: facts.term,
         raft_applied_index: facts.applied,
-        errors: no_leader.into_iter().collect(),
+        errors: no_leader.into_iter().chain(alarms).collect(),
         db_size_in_use: facts.db_size_in_use as i64,
         is_learner: this.is_some_and(|member| member.is_learner),
         storage_version: members::storage_version(root.view())?.unwrap_or_default(),
-        db_size_quota: QUOTA_BYTES,
+        db_size_quota: handle.quota().bytes(),
         downgrade_info: Some(DowngradeInfo::default()),
     }))
 }

@@ -36,7 +36,6 @@ pub const UNIMPLEMENTED: &[&str] = &[
     "/etcdserverpb.Cluster/MemberPromote",
     "/etcdserverpb.Cluster/MemberRemove",
     "/etcdserverpb.Cluster/MemberUpdate",
-    "/etcdserverpb.Maintenance/Alarm",
     "/etcdserverpb.Maintenance/Defragment",
     "/etcdserverpb.Maintenance/Downgrade",
     "/etcdserverpb.Maintenance/MoveLeader",

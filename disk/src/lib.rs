@@ -71,6 +71,10 @@ pub trait File: Send + Sync + std::fmt::Debug {
     /// room. What was there stays, and what was not reads as zeros. `StorageFull` when there is no such room; where the
     /// file system cannot promise any, the file only grows.
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Makes a range read as zeros and takes the space for it, so that no later write there can fail for lack of
+    /// it; the length of the file stays. Durable after `sync_data`. `StorageFull` (or `QuotaExceeded`) when the
+    /// space is not there: part of it may have been taken then. `Unsupported` where the file system cannot.
+    fn zero_range(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Takes the exclusive lock of the file without waiting; `WouldBlock` if another process has it.
     fn lock(&self) -> io::Result<()>;
     /// The descriptor, where there is one: what a memory map and the ring need. None on a simulated disk.

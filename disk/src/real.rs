@@ -3,11 +3,16 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::FallocateFlags;
+
 use crate::{Disk, File, Open};
+
+/// What the operating system counts the space of a file in, whatever the file system's blocks are.
+const STAT_BLOCK_BYTES: u64 = 512;
 
 /// The operating system's file system.
 #[derive(Debug, Clone, Copy, Default)]
@@ -92,6 +97,24 @@ impl File for RealFile {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) if self.len()? < offset + len => self.set_len(offset + len),
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             done => Ok(done?),
+        }
+    }
+
+    fn zero_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        // A call that fails half way has taken what was left, and somebody else may need it just then. So it is not
+        // even tried when the file system says that it has not what the file lacks.
+        let lacking = (offset + len).saturating_sub(self.0.metadata()?.blocks() * STAT_BLOCK_BYTES);
+        if let Ok(space) = rustix::fs::fstatvfs(&self.0)
+            && space.f_bavail.saturating_mul(space.f_frsize) < lacking
+        {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let how = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        loop {
+            match rustix::fs::fallocate(&self.0, how, offset, len) {
+                Err(rustix::io::Errno::INTR) => {}
+                done => return Ok(done?),
+            }
         }
     }
 

@@ -43,6 +43,7 @@ enum Op {
     Write(FileId, u64, Vec<u8>),
     SetLen(FileId, u64),
     Allocate(FileId, u64, u64),
+    ZeroRange(FileId, u64, u64),
     Sync(FileId),
     SyncDir(PathBuf),
 }
@@ -89,6 +90,12 @@ impl SimDisk {
     /// How many operations have been recorded: the cuts go from 0 to this number.
     pub fn op_count(&self) -> usize {
         self.inner().ops.len()
+    }
+
+    /// Bytes of all recorded writes.
+    pub fn bytes_written(&self) -> u64 {
+        let written = |op: &Op| if let Op::Write(_, _, bytes) = op { bytes.len() as u64 } else { 0 };
+        self.inner().ops.iter().map(written).sum()
     }
 
     /// Whether the operation of that number is a sync of bytes or names.
@@ -150,6 +157,14 @@ impl SimDisk {
                         state.write_torn(*id, *offset, bytes, &mut rng);
                     }
                 }
+                Op::ZeroRange(id, offset, len) if !whole && survivors != Survivors::None => {
+                    // File systems do it extent by extent, so any part of it may be there.
+                    for block in blocks(*offset, *len).filter(|_| rng.flip()) {
+                        let (start, end) = (block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES);
+                        let (start, end) = (start.max(*offset), end.min(offset + len));
+                        state.apply(&Op::ZeroRange(*id, start, end - start));
+                    }
+                }
                 _ if whole || (survivors != Survivors::None && rng.flip()) => state.apply(op),
                 _ => {}
             }
@@ -207,7 +222,13 @@ impl State {
             Op::Allocate(id, offset, len) => {
                 let end = self.bytes[*id].len().max((offset + len) as usize);
                 self.bytes[*id].resize(end, 0);
-                self.taken[*id].extend(blocks(*offset, *len as usize));
+                self.taken[*id].extend(blocks(*offset, *len));
+            }
+            Op::ZeroRange(id, offset, len) => {
+                let file = &mut self.bytes[*id];
+                let end = file.len().min((offset + len) as usize);
+                file[end.min(*offset as usize)..end].fill(0);
+                self.taken[*id].extend(blocks(*offset, *len));
             }
             Op::Sync(_) | Op::SyncDir(_) => {}
         }
@@ -225,8 +246,8 @@ impl State {
     /// Whether the operation takes new space beyond the limit.
     fn exceeds(&self, limit: u64, op: &Op) -> bool {
         let (id, blocks) = match op {
-            Op::Write(id, offset, bytes) => (id, blocks(*offset, bytes.len())),
-            Op::Allocate(id, offset, len) => (id, blocks(*offset, *len as usize)),
+            Op::Write(id, offset, bytes) => (id, blocks(*offset, bytes.len() as u64)),
+            Op::Allocate(id, offset, len) | Op::ZeroRange(id, offset, len) => (id, blocks(*offset, *len)),
             _ => return false,
         };
         let new = blocks.clone().count() - self.taken[*id].range(blocks).count();
@@ -240,7 +261,7 @@ impl State {
             file.resize(end, 0);
         }
         file[start..end].copy_from_slice(bytes);
-        self.taken[id].extend(blocks(offset, bytes.len()));
+        self.taken[id].extend(blocks(offset, bytes.len() as u64));
     }
 
     /// Writes a random choice of the sectors that the write covers.
@@ -259,8 +280,8 @@ impl State {
 }
 
 /// Numbers of the blocks that hold these bytes.
-fn blocks(offset: u64, len: usize) -> Range<u64> {
-    offset / BLOCK_BYTES..(offset + len as u64).div_ceil(BLOCK_BYTES)
+fn blocks(offset: u64, len: u64) -> Range<u64> {
+    offset / BLOCK_BYTES..(offset + len).div_ceil(BLOCK_BYTES)
 }
 
 /// For each operation, whether a later one makes it durable.
@@ -271,7 +292,9 @@ fn durable_ops(ops: &[Op]) -> Vec<bool> {
     for (i, op) in ops.iter().enumerate().rev() {
         let named = |path: &Path| path.parent().is_some_and(|dir| folders.contains(dir));
         durable[i] = match op {
-            Op::Write(id, ..) | Op::SetLen(id, _) | Op::Allocate(id, ..) => files.contains(id),
+            Op::Write(id, ..) | Op::SetLen(id, _) | Op::Allocate(id, ..) | Op::ZeroRange(id, ..) => {
+                files.contains(id)
+            }
             Op::Create(path, _) | Op::Remove(path) => named(path),
             Op::Rename(from, to) => named(from) || named(to),
             Op::Sync(_) | Op::SyncDir(_) => false,
@@ -377,6 +400,10 @@ impl File for SimFile {
         self.disk.record(Op::Allocate(self.id, offset, len))
     }
 
+    fn zero_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.disk.record(Op::ZeroRange(self.id, offset, len))
+    }
+
     fn lock(&self) -> io::Result<()> {
         Ok(())
     }
@@ -466,6 +493,12 @@ mod tests {
         other.write_all_at(&[4], 0).unwrap();
         disk.remove(a).unwrap();
         assert_eq!(disk.used(), 4096);
+        disk.set_limit(Some(12_288));
+        assert!(full(other.zero_range(4096, 12_288)));
+        other.zero_range(0, 12_288).unwrap();
+        assert_eq!((disk.used(), read(&disk, "d/b").unwrap()), (12_288, vec![0]), "the length stays");
+        other.write_all_at(&[5; 12_288], 0).unwrap();
+        other.set_len(4096).unwrap();
         disk.set_limit(Some(0));
         assert!(full(other.write_all_at(&[4], 4096)));
         disk.set_limit(None);

@@ -48,6 +48,8 @@ pub struct Node<L: Log = Wal> {
     barrier: Ticket,
     durable: Ticket,
     campaign_due: bool,
+    /// Ticks since a full log was asked to try again.
+    full_ticks: usize,
     /// An error of a call that could not return it; `poll` does.
     failed: Option<RaftError>,
 }
@@ -123,6 +125,7 @@ impl<L: Log> Node<L> {
             barrier: Ticket::default(),
             durable: Ticket::default(),
             campaign_due: false,
+            full_ticks: 0,
             failed: None,
         };
         node.redraw();
@@ -231,6 +234,28 @@ impl<L: Log> Node<L> {
             self.raw.tick();
             self.redraw();
         }
+        self.look_for_space();
+    }
+
+    /// Asks a full log once per election timeout to try again.
+    fn look_for_space(&mut self) {
+        if !self.log.is_full() {
+            self.full_ticks = 0;
+            return;
+        }
+        self.full_ticks += 1;
+        if self.full_ticks >= self.jitter.ticks {
+            self.full_ticks = 0;
+            if let Err(error) = self.log.retry() {
+                self.failed = Some(error.into());
+            }
+        }
+    }
+
+    /// Whether the log has no disk space to go on for long. Nothing is lost and nothing fails: what is proposed all
+    /// the same waits, in memory, once the rest of the segment is used. It is over by itself when ticks find space.
+    pub fn log_full(&self) -> bool {
+        self.log.is_full()
     }
 
     /// Starts an election at once: a single voter need not wait for its timeout. Waits until everything that is

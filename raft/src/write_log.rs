@@ -25,6 +25,14 @@ pub trait Log {
     fn event_fd(&self) -> Option<BorrowedFd<'_>>;
     /// See [`Wal::release_to`].
     fn release_to(&mut self, index: u64) -> Result<(), WalError>;
+    /// See [`Wal::is_full`]. A log that waits for no space has nothing to say here.
+    fn is_full(&self) -> bool {
+        false
+    }
+    /// See [`Wal::retry`].
+    fn retry(&mut self) -> Result<(), WalError> {
+        Ok(())
+    }
 }
 
 impl Log for Wal {
@@ -55,5 +63,13 @@ impl Log for Wal {
 
     fn release_to(&mut self, index: u64) -> Result<(), WalError> {
         Wal::release_to(self, index)
+    }
+
+    fn is_full(&self) -> bool {
+        Wal::is_full(self)
+    }
+
+    fn retry(&mut self) -> Result<(), WalError> {
+        Wal::retry(self)
     }
 }

@@ -10,9 +10,9 @@ use trilith_disk::{AlignedBuf, Disk, Open};
 
 use crate::error::io_error;
 use crate::io::{BatchIo, Inline, Plain, Wake};
-use crate::log_file::{Held, State, Wal};
+use crate::log_file::{Held, State, Wal, batch_bytes};
 use crate::names::{self, Name};
-use crate::prepare::{FIRST_ZEROED_BYTES, Preparer, Setup};
+use crate::prepare::{Preparer, Setup, step};
 use crate::record::{BLOCK_BYTES, Encoder};
 use crate::recover::{Reader, Verdict};
 use crate::segment::{ALL, Segment};
@@ -88,13 +88,14 @@ fn start(options: Options, chosen: Chosen, segment: Segment, seed: Seed) -> Resu
         disk: options.disk.clone(),
         dir: options.dir.clone(),
         segment_bytes: options.segment_bytes,
+        batch_bytes: batch_bytes(options.segment_bytes),
         direct,
         fsync: options.fsync,
     };
     let segment = Arc::new(segment);
     let mut preparer = Preparer::start(setup, wake.clone(), !simulated)?;
-    if segment.zeroed() != ALL {
-        preparer.zero_rest(segment.clone())?;
+    if segment.frontier() != ALL {
+        preparer.rest(segment.clone())?;
     }
     let wake = (!simulated).then_some(wake);
     Wal::start(options, io, preparer, wake, segment, seed)
@@ -138,9 +139,10 @@ impl Wal {
         if chosen.direct {
             segment.make_direct()?;
         }
-        let zeroed = FIRST_ZEROED_BYTES.min(options.segment_bytes);
+        segment.reserve(0, options.segment_bytes)?;
+        let zeroed = step(options.segment_bytes);
         segment.zero(0, zeroed, &AtomicBool::new(false))?;
-        segment.set_zeroed(if zeroed == options.segment_bytes { ALL } else { zeroed });
+        segment.set_frontier(if zeroed == options.segment_bytes { ALL } else { zeroed });
         let mut encoder = Encoder { crc: 0 };
         // An empty walpb.Snapshot: index 0 and term 0, both written.
         let block = head(&mut encoder, metadata, |e, out| e.snapshot(out, &[0x08, 0, 0x10, 0]));
@@ -203,7 +205,7 @@ impl Wal {
         }
         disk.sync_dir(dir).map_err(io_error("sync folder", dir))?;
         let written = position.max(len / BLOCK_BYTES as u64 * BLOCK_BYTES as u64);
-        segment.set_zeroed(if written < options.segment_bytes { written } else { ALL });
+        segment.set_frontier(if written < options.segment_bytes { written } else { ALL });
         let chosen = choose(&options, dir, segment.file().fd().is_none())?;
         if chosen.direct {
             segment.make_direct()?;
@@ -244,16 +246,21 @@ fn find_start(dir: &Path, names: &[Name], after: u64) -> Result<usize, WalError>
     Ok(start)
 }
 
-/// Copies a torn segment to NAME.wal.broken and writes zeros from the tear on.
+/// Copies a torn segment to NAME.wal.broken and writes zeros from the tear on. A full disk gets no copy: that is
+/// for people to look at, and no reason not to start.
 fn cut(disk: &dyn Disk, segment: &Segment, bytes: &[u8], from: usize) -> Result<(), WalError> {
     let mut broken = segment.path().as_os_str().to_owned();
     broken.push(".broken");
     let broken = PathBuf::from(broken);
-    let copy = disk.open(&broken, Open::OpenOrCreate).map_err(io_error("open", &broken))?;
     let used = bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
-    copy.set_len(0).map_err(io_error("cut", &broken))?;
-    copy.write_all_at(&bytes[..used], 0).map_err(io_error("write", &broken))?;
-    copy.sync_data().map_err(io_error("sync", &broken))?;
+    match copy(disk, &broken, &bytes[..used]) {
+        Err(e) if e.is_full() => {
+            log::warn!("no copy of the torn segment is kept: {e}");
+            // What there is of it takes space that the log needs.
+            let _ = disk.remove(&broken);
+        }
+        copied => copied?,
+    }
     let zeros = vec![0; (used.max(from) - from).min(1 << 20)];
     let mut at = from;
     while at < used {
@@ -262,6 +269,13 @@ fn cut(disk: &dyn Disk, segment: &Segment, bytes: &[u8], from: usize) -> Result<
         at += len;
     }
     segment.sync()
+}
+
+fn copy(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), WalError> {
+    let file = disk.open(path, Open::OpenOrCreate).map_err(io_error("open", path))?;
+    file.set_len(0).map_err(io_error("cut", path))?;
+    file.write_all_at(bytes, 0).map_err(io_error("write", path))?;
+    file.sync_data().map_err(io_error("sync", path))
 }
 
 /// Closes the block that the last record ends in, so that the next batch begins at a block of its own. Our own

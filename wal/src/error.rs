@@ -82,9 +82,24 @@ pub enum WalError {
         /// What the kernel said.
         reason: String,
     },
+    /// The disk is full and nothing is lost: what was gathered waits until there is space. Only `flush` returns it,
+    /// which would have to wait for that.
+    #[error("write-ahead log: {path}: the disk is full, and what was gathered waits for space")]
+    Full {
+        /// The folder.
+        path: PathBuf,
+    },
     /// An earlier write or sync failed; the log takes no more.
     #[error("write-ahead log: stopped after an earlier failure: {0}")]
     Stopped(String),
+}
+
+impl WalError {
+    /// Whether a disk or a quota without space is the reason.
+    pub(crate) fn is_full(&self) -> bool {
+        let WalError::Io { source, .. } = self else { return false };
+        matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
 }
 
 /// For implementations of a log outside this crate, whose disk has no paths; the log itself names the file.

@@ -9,7 +9,8 @@
 //! - No block that holds records of a reported ticket is written again, and after the last record there are zeros.
 //! - A log left by a crash opens with every reported record, in order, and with nothing that was never appended.
 //! - Damage to bytes that were durable is an error that names file and offset; it is never cut away.
-//! - After a failed write or sync the log takes nothing more.
+//! - After a failed write or sync the log takes nothing more. A full disk is no such failure: no record is written to
+//!   a block that has no space yet, so only the next segment can be lacking, and what was gathered waits for it.
 //!
 //! It must never know what an entry means, block in `append` or `poll`, or retry a failed sync.
 
@@ -66,7 +67,7 @@ pub struct Options {
     /// False only with --unsafe-no-fsync.
     pub fsync: bool,
     /// How many segments stay in the folder, those in use among them (--max-wals): of the released ones the oldest
-    /// are recycled while there are more. 0 keeps all.
+    /// are recycled while there are more, or the disk is full. 0 keeps all, unless the disk is full.
     pub max_segments: usize,
 }
 

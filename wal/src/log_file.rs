@@ -16,9 +16,9 @@ use crate::create::{Seed, head};
 use crate::error::io_error;
 use crate::io::{Batch, BatchIo, Done, Wake};
 use crate::names::{self, Name};
-use crate::prepare::Preparer;
+use crate::prepare::{Preparer, step};
 use crate::record::{BLOCK_BYTES, Encoder, FILLER_MAX, frame_bound};
-use crate::segment::Segment;
+use crate::segment::{ALL, Segment};
 use crate::{EntryRef, Metadata, Options, Stats, Ticket, WalError};
 
 /// A batch is closed when it would grow beyond this, or beyond a sixteenth of a segment.
@@ -26,6 +26,10 @@ const BATCH_BYTES_MAX: u64 = 1 << 20;
 /// Buffers that are kept for later batches, and how large they may be.
 const SPARE_BUFFERS: usize = crate::MAX_IN_FLIGHT + 1;
 const SPARE_BUFFER_BYTES_MAX: usize = 2 << 20;
+
+pub(crate) fn batch_bytes(segment_bytes: u64) -> u64 {
+    BATCH_BYTES_MAX.min(segment_bytes / 16).max(2 * BLOCK_BYTES as u64)
+}
 
 /// raftpb.HardState as plain numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -69,9 +73,11 @@ enum Queued {
         buf: AlignedBuf,
     },
     /// The batches after it belong to a new segment. It waits until all before it are durable.
+    /// Its length is that of a segment unless a record needs more.
     Cut {
         name: Name,
         head: AlignedBuf,
+        bytes: u64,
     },
 }
 
@@ -217,20 +223,16 @@ impl Wal {
     }
 
     /// Makes sure that a frame of up to that many bytes can go into `gather`: closes the batch, and cuts the
-    /// segment, where it would grow too long. A segment that holds nothing but its head takes any record.
+    /// segment, where it would grow too long. A record that no segment holds gets a longer one of its own.
     fn make_room(&mut self, frame: usize) {
         // Closing adds the hard state and the filler.
-        let with_frame = (self.gather.len() + frame + frame_bound(0) + FILLER_MAX) as u64;
-        let fresh = self.position == BLOCK_BYTES as u64 && self.gather.is_empty();
-        if !fresh && self.position + with_frame > self.options.segment_bytes {
-            self.cut();
-        } else if !self.gather.is_empty() && with_frame > self.batch_bytes() {
+        let alone = (frame + frame_bound(0) + FILLER_MAX) as u64;
+        let with_frame = self.gather.len() as u64 + alone;
+        if self.position + with_frame > self.options.segment_bytes {
+            self.cut((BLOCK_BYTES as u64 + alone).next_multiple_of(BLOCK_BYTES as u64));
+        } else if !self.gather.is_empty() && with_frame > batch_bytes(self.options.segment_bytes) {
             self.close_batch();
         }
-    }
-
-    fn batch_bytes(&self) -> u64 {
-        BATCH_BYTES_MAX.min(self.options.segment_bytes / 16).max(2 * BLOCK_BYTES as u64)
     }
 
     /// Ends the batch: the newest hard state, of all that were given meanwhile, and the filler.
@@ -253,8 +255,8 @@ impl Wal {
         self.queue.push_back(Queued::Batch { ticket, offset, buf });
     }
 
-    /// Ends the segment. A hard state that no batch needs goes into the head of the next one.
-    fn cut(&mut self) {
+    /// Ends the segment; the next one has to be that long. A hard state that no batch needs goes into its head.
+    fn cut(&mut self, bytes: u64) {
         if !self.gather.is_empty() || self.state_due {
             self.close_batch();
         }
@@ -265,7 +267,7 @@ impl Wal {
         self.state_pending = false;
         self.state_due = false;
         self.position = head.len() as u64;
-        self.queue.push_back(Queued::Cut { name, head });
+        self.queue.push_back(Queued::Cut { name, head, bytes });
     }
 
     /// Hands gathered batches to the I/O path as far as slots are free, and takes what is through. Never blocks.
@@ -300,6 +302,9 @@ impl Wal {
         loop {
             self.reap()?;
             self.take_installed()?;
+            if self.preparer.is_full() && self.preparer.is_idle() {
+                self.recycle_oldest()?;
+            }
             if !self.submit()? {
                 return Ok(());
             }
@@ -339,6 +344,14 @@ impl Wal {
             let name = name.expect("the preparer answers only what it was asked, one at a time");
             self.held.push_back(Held { name, _segment: self.segment.clone() });
             self.prepared = false;
+            let zeroed = self.segment.frontier();
+            if zeroed != ALL && self.preparer.takes_unwritten() {
+                self.segment.set_frontier(ALL);
+            } else if zeroed != ALL {
+                // Batches were large when it was made, and are no more.
+                self.segment.set_frontier(zeroed.max(step(self.options.segment_bytes)));
+                self.preparer.rest(self.segment.clone())?;
+            }
             self.recycle_surplus()?;
         }
         Ok(())
@@ -357,14 +370,15 @@ impl Wal {
             }
             match self.queue.pop_front() {
                 None => break,
-                Some(Queued::Cut { name, head }) if self.in_flight.is_empty() => {
+                Some(Queued::Cut { name, head, bytes }) if self.in_flight.is_empty() => {
                     self.installing = Some(name.clone());
-                    self.preparer.install(name, head)?;
+                    self.preparer.install(name, head, bytes)?;
                     any = true;
                 }
                 Some(Queued::Batch { ticket, offset, buf })
-                    if room && offset + buf.len() as u64 <= self.segment.zeroed() =>
+                    if room && offset + buf.len() as u64 <= self.segment.frontier() =>
                 {
+                    self.preparer.batch(buf.len() as u64);
                     self.in_flight.push_back((ticket, false));
                     let segment = self.segment.clone();
                     self.io.submit(Batch { ticket, segment, offset, buf })?;
@@ -384,18 +398,37 @@ impl Wal {
     }
 
     /// Asks for the next segment when a quarter of this one is used: early enough, and a log that is hardly
-    /// written never costs a second segment. On a simulated disk it is made when it is needed.
+    /// written never costs a second segment.
     fn prepare_ahead(&mut self, offset: u64) -> Result<(), WalError> {
         self.preparer.used(offset);
-        if !self.prepared && self.wake.is_some() && offset > self.options.segment_bytes / 4 {
+        if !self.prepared && offset > self.options.segment_bytes / 4 {
             self.prepared = true;
             self.preparer.prepare()?;
         }
         Ok(())
     }
 
+    /// Whether the disk has no space for the next segment, nor for what is left of this one. Nothing is lost by
+    /// it: what was acknowledged is durable, what is appended is gathered, and is written as far as this segment
+    /// has room; the rest waits until [`Wal::retry`] finds space. Who proposes entries should stop for as long, since
+    /// what waits is kept in memory. Reported as early as a quarter of a segment is used.
+    pub fn is_full(&self) -> bool {
+        self.preparer.is_full() && self.released.is_empty()
+    }
+
+    /// Looks whether a full disk has space again. Who owns the log calls it now and then; a release of segments
+    /// does the same by itself, since their blocks are taken before new ones.
+    pub fn retry(&mut self) -> Result<(), WalError> {
+        self.check()?;
+        if !self.preparer.is_full() || !self.preparer.is_idle() {
+            return Ok(());
+        }
+        let result = self.preparer.retry();
+        self.latch(result)
+    }
+
     /// Blocks until everything gathered is durable: for shutdown and tests. A hard state that was to ride along
-    /// is written as well.
+    /// is written as well. [`WalError::Full`] when that needs space that is not there; the log goes on after it.
     pub fn flush(&mut self) -> Result<Ticket, WalError> {
         self.check()?;
         self.close_batch();
@@ -404,6 +437,10 @@ impl Wal {
             let durable = self.poll()?;
             if durable >= target && self.queue.is_empty() && self.installing.is_none() {
                 return Ok(durable);
+            }
+            // In this order: a job that was not through when it was looked at may have changed the other.
+            if self.preparer.is_idle() && self.is_full() && self.in_flight.is_empty() {
+                return Err(WalError::Full { path: self.options.dir.clone() });
             }
             if let Some(wake) = &self.wake {
                 let waited = wake.wait().map_err(io_error("wait for", &self.options.dir));
@@ -432,10 +469,17 @@ impl Wal {
     fn recycle_surplus(&mut self) -> Result<(), WalError> {
         let max = self.options.max_segments;
         while max > 0 && self.released.len() + self.held.len() > max {
-            let Some(oldest) = self.released.pop_front() else { break };
-            self.preparer.recycle(oldest)?;
+            if !self.recycle_oldest()? {
+                break;
+            }
         }
         Ok(())
+    }
+
+    fn recycle_oldest(&mut self) -> Result<bool, WalError> {
+        let Some(oldest) = self.released.pop_front() else { return Ok(false) };
+        self.preparer.recycle(oldest)?;
+        Ok(true)
     }
 
     /// "io_uring" or "sync".

@@ -1,7 +1,11 @@
-//! How fast segments are zeroed ahead: as fast as the log is written, and a little earlier.
+//! How fast segments are zeroed ahead, and whether at all: as fast as the log is written, and a little earlier.
 //!
 //! Zeroing a segment at full speed would keep the disk from the syncs that callers wait for, so the worker follows
 //! the writer. It never waits once a segment is asked for, and never when it is told to stop.
+//!
+//! A sync of blocks that were only allocated also writes the file system's journal, some 12 KiB. That is dear beside a
+//! batch of one block and little beside a large one, while zeroing writes every byte once more: so blocks are not
+//! zeroed while batches are large.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
@@ -11,29 +15,44 @@ const LEAD_BYTES: u64 = 16 << 20;
 const TELL_BYTES: u64 = 1 << 20;
 /// The writer's place when the worker is not to wait.
 const AT_ONCE: u64 = u64::MAX;
+/// Batches are large from this average on, in bytes.
+const LARGE_BATCH_BYTES: u64 = 32 << 10;
+/// The average is taken over this much of the log.
+const AVERAGE_BYTES: u64 = 1 << 20;
 
-/// The writer's place in its segment, shared by writer and worker.
+/// What the worker knows of the writer.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    /// How much of its segment the writer has used.
+    used: u64,
+    /// Batches are large: nothing is to be zeroed.
+    large: bool,
+}
+
+/// Where the writer is and how it writes, shared by writer and worker.
 #[derive(Debug, Clone)]
-pub(crate) struct Place(Arc<(Mutex<u64>, Condvar)>);
+pub(crate) struct Place(Arc<(Mutex<Seen>, Condvar)>);
 
 impl Place {
     pub(crate) fn new() -> Place {
-        Place(Arc::new((Mutex::new(0), Condvar::new())))
+        Place(Arc::new((Mutex::new(Seen { used: 0, large: false }), Condvar::new())))
     }
 
-    fn tell(&self, used: u64) {
+    fn tell(&self, used: u64, large: bool) {
         let (place, moved) = &*self.0;
         // Nobody panics with the lock held.
-        *place.lock().unwrap_or_else(PoisonError::into_inner) = used;
+        *place.lock().unwrap_or_else(PoisonError::into_inner) = Seen { used, large };
         moved.notify_one();
     }
 
-    /// Waits until the writer has used this much of its segment, or there is no time to wait.
-    pub(crate) fn wait_for(&self, used: u64) {
+    /// Waits until the writer has used this much of its segment, or batches are large, or there is no time to
+    /// wait. Whether batches are large then.
+    pub(crate) fn wait_for(&self, used: u64) -> bool {
         let (place, moved) = &*self.0;
         let held = place.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = moved.wait_while(held, |seen| !seen.large && seen.used < used);
         // An error is the poison of a lock that is not used for anything else.
-        let _held = moved.wait_while(held, |place| *place < used);
+        held.unwrap_or_else(PoisonError::into_inner).large
     }
 }
 
@@ -56,31 +75,65 @@ pub(crate) fn next(zeroed: u64, segment_bytes: u64) -> u64 {
 pub(crate) struct Pace {
     place: Place,
     told: u64,
+    large: bool,
+    large_bytes: u64,
+    average_bytes: u64,
+    /// What was written since the average was taken last.
+    bytes: u64,
+    batches: u64,
 }
 
 impl Pace {
-    pub(crate) fn new(place: Place) -> Pace {
-        Pace { place, told: 0 }
+    /// In a small segment, and with small batches, less is large.
+    pub(crate) fn new(place: Place, segment_bytes: u64, batch_bytes: u64) -> Pace {
+        Pace {
+            place,
+            told: 0,
+            large: false,
+            large_bytes: LARGE_BATCH_BYTES.min(batch_bytes),
+            average_bytes: AVERAGE_BYTES.min(segment_bytes / 4),
+            bytes: 0,
+            batches: 0,
+        }
+    }
+
+    /// The writer has submitted a batch.
+    pub(crate) fn batch(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        self.batches += 1;
+        if self.bytes >= self.average_bytes {
+            let large = self.bytes / self.batches >= self.large_bytes;
+            (self.bytes, self.batches) = (0, 0);
+            if large != self.large {
+                self.large = large;
+                self.place.tell(self.told, large);
+            }
+        }
+    }
+
+    /// Whether batches are large.
+    pub(crate) fn large(&self) -> bool {
+        self.large
     }
 
     /// The writer has used this much of its segment, or wants to.
     pub(crate) fn used(&mut self, used: u64) {
         if used >= self.told.saturating_add(TELL_BYTES) {
             self.told = used;
-            self.place.tell(used);
+            self.place.tell(used, self.large);
         }
     }
 
     /// What is asked for is needed now.
     pub(crate) fn hurry(&mut self) {
         self.told = AT_ONCE;
-        self.place.tell(AT_ONCE);
+        self.place.tell(AT_ONCE, self.large);
     }
 
     /// The writer begins a segment.
     pub(crate) fn begin(&mut self) {
         self.told = 0;
-        self.place.tell(0);
+        self.place.tell(0, self.large);
     }
 }
 
@@ -107,14 +160,30 @@ mod tests {
     #[test]
     fn a_waiting_worker_goes_on_when_the_writer_moves_or_hurries() {
         let place = Place::new();
-        let mut pace = Pace::new(place.clone());
+        let mut pace = Pace::new(place.clone(), SEGMENT, 1 << 20);
         let worker = std::thread::spawn(move || {
-            place.wait_for(3 * TELL_BYTES);
-            place.wait_for(AT_ONCE);
+            assert!(!place.wait_for(3 * TELL_BYTES) && !place.wait_for(AT_ONCE));
         });
         pace.used(TELL_BYTES / 2);
         pace.used(4 * TELL_BYTES);
         pace.hurry();
         worker.join().unwrap();
+    }
+
+    #[test]
+    fn large_batches_end_the_wait_and_small_ones_bring_it_back() {
+        let place = Place::new();
+        let mut pace = Pace::new(place.clone(), SEGMENT, 1 << 20);
+        let waiting = place.clone();
+        let worker = std::thread::spawn(move || waiting.wait_for(SEGMENT));
+        for _ in 0..AVERAGE_BYTES / LARGE_BATCH_BYTES {
+            assert!(!pace.large());
+            pace.batch(LARGE_BATCH_BYTES);
+        }
+        assert!(worker.join().unwrap() && pace.large());
+        for _ in 0..AVERAGE_BYTES / 4096 {
+            pace.batch(4096);
+        }
+        assert!(!pace.large() && !place.wait_for(0));
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! What the writer guarantees, on all its I/O paths:
 //!
-//! 1. A segment is all zeros when it gets its name, but for its head, and both are durable by then. So whatever
+//! 1. A segment reads as zeros when it gets its name, but for its head, and both are durable by then. So whatever
 //!    a power cut leaves of later writes, each sector of 512 bytes is either as written or all zeros.
 //! 2. Batches begin and end at blocks of 4 KiB, and no block is written by two of them. Every batch ends with a
 //!    crc record. So no write can harm a record that was acknowledged before it began.

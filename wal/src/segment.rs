@@ -1,6 +1,7 @@
 //! A segment file that is held: open, locked, and zeroed ahead of its writer.
 //!
-//! Promises: every block from the writer's position on reads as zeros. Blocks below the zeroed frontier were
+//! Promises: every block from the writer's position on reads as zeros. The writer stays below the frontier. Blocks
+//! there have their space, so that a write of them cannot fail for lack of it; and while batches are small they were
 //! written with real zeros (or data) before, so that a sync of them changes no metadata of the file. While a
 //! segment is written with direct I/O everything else that writes to it does so too: the page cache must never
 //! hold a dirty page of it.
@@ -19,7 +20,7 @@ use crate::error::io_error;
 /// Zeros are written in pieces of this size.
 const ZERO_STEP_BYTES: u64 = 1 << 20;
 
-/// The frontier of a segment that is zeroed to its end.
+/// The frontier of a segment that may be written to its end.
 pub(crate) const ALL: u64 = u64::MAX;
 
 #[derive(Debug)]
@@ -28,7 +29,7 @@ pub(crate) struct Segment {
     opened_as: PathBuf,
     file: Arc<dyn File>,
     direct: Option<OwnedFd>,
-    zeroed: AtomicU64,
+    frontier: AtomicU64,
 }
 
 impl Segment {
@@ -40,7 +41,7 @@ impl Segment {
             _ => io_error("lock", path)(e),
         })?;
         let direct = if direct { Some(open_direct(path).map_err(io_error("open", path))?) } else { None };
-        Ok(Segment { opened_as: path.to_owned(), file, direct, zeroed: AtomicU64::new(ALL) })
+        Ok(Segment { opened_as: path.to_owned(), file, direct, frontier: AtomicU64::new(ALL) })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -57,12 +58,12 @@ impl Segment {
     }
 
     /// Where the writer must stop for now.
-    pub(crate) fn zeroed(&self) -> u64 {
-        self.zeroed.load(Ordering::Acquire)
+    pub(crate) fn frontier(&self) -> u64 {
+        self.frontier.load(Ordering::Acquire)
     }
 
-    pub(crate) fn set_zeroed(&self, frontier: u64) {
-        self.zeroed.store(frontier, Ordering::Release);
+    pub(crate) fn set_frontier(&self, frontier: u64) {
+        self.frontier.store(frontier, Ordering::Release);
     }
 
     /// The segment under its new name.
@@ -98,6 +99,17 @@ impl Segment {
             at += len;
         }
         Ok(())
+    }
+
+    /// Takes the space of a range, which reads as zeros then; the length stays. False where the file system has no
+    /// such call, or fails for another reason than a full disk: then only writing tells.
+    pub(crate) fn reserve(&self, from: u64, to: u64) -> Result<bool, WalError> {
+        let taken = self.file.zero_range(from, to.saturating_sub(from));
+        match taken.map_err(io_error("take space for", &self.opened_as)) {
+            Ok(()) => Ok(true),
+            Err(e) if e.is_full() => Err(e),
+            Err(_) => Ok(false),
+        }
     }
 
     pub(crate) fn sync(&self) -> Result<(), WalError> {

@@ -35,6 +35,8 @@ struct Run {
     steps: Vec<Step>,
     /// What each ticket acknowledges.
     tickets: Vec<(Ticket, Step)>,
+    /// How often the log had no space when it looked.
+    full: usize,
 }
 
 impl Run {
@@ -119,8 +121,8 @@ fn options(disk: &SimDisk) -> Options {
     Options { max_segments: 3, ..sim_options(disk, SEGMENT_BYTES) }
 }
 
-/// Appends, polls, marks and releases at random.
-fn record(disk: &SimDisk, seed: u64) -> Run {
+/// Appends, polls, marks and releases at random; on a disk that is full now and then, if it is to be.
+fn record(disk: &SimDisk, seed: u64, fills: bool) -> Run {
     let mut rng = Rng::new(seed);
     let mut wal = Wal::create(options(disk), OWNER).unwrap();
     let mut run = Run::default();
@@ -152,6 +154,14 @@ fn record(disk: &SimDisk, seed: u64) -> Run {
         }
         now.ops = disk.op_count();
         run.steps.push(now);
+        if fills && rng.below(6) == 0 {
+            let room = [None, Some(0), Some(SEGMENT_BYTES - 1), Some(SEGMENT_BYTES)][rng.below(4) as usize];
+            disk.set_limit(room.map(|room| disk.used() + room));
+        }
+        if fills && rng.below(4) == 0 {
+            wal.retry().unwrap();
+            run.full += usize::from(wal.is_full());
+        }
         if rng.below(3) > 0 {
             let durable = wal.poll().unwrap();
             run.acknowledge(durable, &mut now);
@@ -159,6 +169,8 @@ fn record(disk: &SimDisk, seed: u64) -> Run {
             run.steps.push(now);
         }
     }
+    disk.set_limit(None);
+    wal.retry().unwrap();
     let durable = wal.flush().unwrap();
     run.acknowledge(durable, &mut now);
     now.ops = disk.op_count();
@@ -194,10 +206,11 @@ fn reopen(run: &Run, disk: &SimDisk, ops: usize, what: &str) {
 
 #[test]
 fn every_acknowledged_record_survives_every_cut() {
-    let mut torn = 0;
-    for seed in 1..=6 {
+    let (mut torn, mut full) = (0, 0);
+    for seed in 1..=8 {
         let disk = SimDisk::new();
-        let run = record(&disk, seed);
+        let run = record(&disk, seed, seed % 2 == 0);
+        full += run.full;
         let ops = disk.op_count();
         assert!(disk.list("member/wal".as_ref()).unwrap().len() >= 3 && ops > 200, "the run cuts segments");
         for cut in 0..=ops {
@@ -212,13 +225,14 @@ fn every_acknowledged_record_survives_every_cut() {
         }
     }
     assert!(torn > 100, "{torn} of the cuts tore a write");
+    assert!(full > 20, "{full} times the disk was full");
 }
 
 #[test]
 fn cuts_during_recovery_lose_nothing_either() {
     let seed = 11;
     let disk = SimDisk::new();
-    let run = record(&disk, seed);
+    let run = record(&disk, seed, true);
     for cut in (0..=disk.op_count()).step_by(3) {
         let torn = disk.crash(cut, Survivors::Random(cut as u64));
         if !Wal::exists(&torn, "member/wal".as_ref()) {

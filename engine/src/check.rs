@@ -5,6 +5,7 @@ use crate::page::{CellValue, PAGE, Place, Sums, VALUE_INLINE_MAX};
 use crate::search::{Tree, TreeRoot};
 use crate::source::{NodeRef, Source};
 use crate::space::{RESERVED_PAGES, Space};
+use crate::sums::weight;
 use crate::{StoreError, TREES, TreeId};
 
 /// Extents of the file that a walk reached: first page, pages.
@@ -64,6 +65,7 @@ impl<'a> Walk<'_, 'a> {
             ("entry count", expected.count, found.count),
             ("byte count", expected.bytes, found.bytes),
             ("content checksum", u64::from(expected.crc), u64::from(found.crc)),
+            ("live weight", expected.live as u64, found.live as u64),
         ] {
             if expected != found {
                 return Err(self.tree.source.corrupt(page, field, expected, found));
@@ -111,7 +113,13 @@ impl<'a> Walk<'_, 'a> {
             before = Some(key.to_vec());
         }
         self.extents_of(node)?;
-        if page.is_leaf() { Ok(sums) } else { self.children(node, from, to) }
+        let sums = if page.is_leaf() { sums } else { self.children(node, from, to)? };
+        if let NodeRef::Dirty(node) = node
+            && let Some(noted) = node.sums.get()
+        {
+            self.same_sums(page.id(), *noted, sums)?;
+        }
+        Ok(sums)
     }
 
     /// The extents that the node owns; none of its references overlap.
@@ -137,7 +145,8 @@ impl<'a> Walk<'_, 'a> {
             return Err(self.bad(node, "value length", len as usize, value.len()));
         }
         let crc = crc32c::crc32c_append(crc32c::crc32c(key), &value);
-        Ok(Sums { count: 1, bytes: (key.len() + value.len()) as u64, crc })
+        let live = if self.tree.id == TreeId::Index { weight(&value) } else { 0 };
+        Ok(Sums { count: 1, bytes: (key.len() + value.len()) as u64, crc, live })
     }
 
     fn children(

@@ -13,15 +13,16 @@
 
 use std::sync::Arc;
 
-use crate::extent::{Extent, Long};
+use crate::extent::Extent;
 use crate::meta::Meta;
 use crate::node::Node;
 use crate::pack::Packer;
-use crate::page::{CellValue, Link, PAGE, PageMut, PageView, Place, Sums};
+use crate::page::{Link, PAGE, PageMut, Place};
 use crate::root::State;
 use crate::search::TreeRoot;
 use crate::source::Source;
 use crate::space::{REGION_PAGES, REGIONS_MAX, Space};
+use crate::sums;
 use crate::{StoreError, TREES};
 
 /// Writes are gathered up to this many bytes.
@@ -195,22 +196,19 @@ impl Output<'_> {
         let mut bytes = *node.bytes();
         let mut page = PageMut(&mut bytes);
         self.longs(node, &mut page)?;
-        let mut sums = Sums::default();
         for i in 0..node.page().count() {
             if node.page().is_leaf() {
-                sums = entry_sums(sums, page.view(), i);
-                continue;
+                break;
             }
             let link = match node.child(i) {
                 Place::Disk(link) => link,
                 Place::Memory(place) => self.node(node.child_at(place))?,
             };
             page.set_child(i, Place::Disk(link));
-            sums = sums.then(link.sums);
         }
         let id = self.allocate(1)?;
         page.stamp(id, self.checkpoint);
-        let link = Link { page: id, check: crc32c::crc32c(&bytes), sums };
+        let link = Link { page: id, check: crc32c::crc32c(&bytes), sums: sums::of_node(node) };
         self.append(id, &bytes)?;
         node.written.set(self.checkpoint, link);
         Ok(link)
@@ -256,28 +254,4 @@ impl Output<'_> {
         }
         Ok(())
     }
-}
-
-/// Adds an entry of a leaf whose references are all on disk.
-fn entry_sums(before: Sums, page: PageView<'_>, i: usize) -> Sums {
-    let (key, long_key) = page.key(i);
-    let value = page.value(i);
-    if let (false, CellValue::Inline(range)) = (long_key, &value) {
-        let value = &page.0[range.clone()];
-        let crc = crc32c::crc32c_append(crc32c::crc32c_append(before.crc, key), value);
-        return Sums { count: before.count + 1, bytes: before.bytes + (key.len() + value.len()) as u64, crc };
-    }
-    let short = |bytes: &[u8]| Sums { count: 0, bytes: bytes.len() as u64, crc: crc32c::crc32c(bytes) };
-    let long = |place| match place {
-        Place::Disk(Long { len, crc, .. }) => Sums { count: 0, bytes: u64::from(len), crc },
-        Place::Memory(_) => unreachable!("long keys and values are written before their leaf"),
-    };
-    let key = if long_key { long(page.long_key(i).0) } else { short(key) };
-    let value = match value {
-        CellValue::Inline(range) => short(&page.0[range]),
-        CellValue::Long(place, _) => long(place),
-    };
-    let mut sums = before.then(key).then(value);
-    sums.count += 1;
-    sums
 }

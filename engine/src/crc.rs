@@ -1,7 +1,7 @@
 //! The CRC-32C of two parts put together, from the CRC-32C of each.
 //!
 //! With the first part's checksum a polynomial over GF(2), appending n bytes multiplies it by x^(8n) modulo the
-//! polynomial of CRC-32C. The powers x^(2^k) are a table, so this takes one multiplication per bit set in n.
+//! polynomial of CRC-32C. The powers for each byte of n are a table, so this takes one multiplication per byte of n.
 
 /// The polynomial, lowest power in the highest bit.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
@@ -18,30 +18,44 @@ const POWERS: [u32; 64] = {
     powers
 };
 
-const fn multiply(a: u32, mut b: u32) -> u32 {
-    let (mut product, mut bit) = (0, ONE);
-    while bit != 0 {
-        if a & bit != 0 {
-            product ^= b;
-            if a & (bit - 1) == 0 {
-                break;
-            }
+/// x^(8 b 256^k) for each byte b at place k of a length. Lengths fit 48 bits, as on disk.
+static SHIFTS: [[u32; 256]; 6] = {
+    let mut shifts = [[ONE; 256]; 6];
+    let mut k = 0;
+    while k < 6 {
+        let mut b = 1;
+        while b < 256 {
+            shifts[k][b] = multiply(shifts[k][b - 1], POWERS[3 + 8 * k]);
+            b += 1;
         }
-        bit >>= 1;
-        b = if b & 1 == 0 { b >> 1 } else { (b >> 1) ^ POLYNOMIAL };
+        k += 1;
+    }
+    shifts
+};
+
+/// Without branches: which bits are set cannot be foreseen, and a wrong guess costs as much as all the rest.
+const fn multiply(mut a: u32, mut b: u32) -> u32 {
+    let (mut product, mut bit) = (0, 0);
+    while bit < u32::BITS {
+        product ^= b & ((a as i32) >> 31) as u32;
+        a <<= 1;
+        b = (b >> 1) ^ (POLYNOMIAL & (b & 1).wrapping_neg());
+        bit += 1;
     }
     product
 }
 
 /// CRC-32C of A then B, from theirs and B's length in bytes.
 pub(crate) fn combine(a: u32, b: u32, b_bytes: u64) -> u32 {
-    let (mut product, mut rest, mut k) = (a, b_bytes, 3);
-    while rest != 0 {
-        if rest & 1 == 1 {
-            product = multiply(POWERS[k], product);
+    let (mut product, mut rest) = (a, b_bytes);
+    for shifts in &SHIFTS {
+        if product == 0 || rest == 0 {
+            break;
         }
-        rest >>= 1;
-        k += 1;
+        if rest & 0xff != 0 {
+            product = multiply(shifts[(rest & 0xff) as usize], product);
+        }
+        rest >>= 8;
     }
     product ^ b
 }

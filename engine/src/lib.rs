@@ -32,6 +32,7 @@ mod search;
 mod source;
 mod space;
 mod store;
+mod sums;
 
 #[cfg(test)]
 mod tests;

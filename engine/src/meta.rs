@@ -29,11 +29,13 @@ const ROOT_BYTES: usize = 48;
 const PLACES_AT: usize = 2048;
 const CHECK: usize = PAGE - 4;
 
-// A root: page, checksum (8 bytes, of which CRC-32C takes 4), entries, bytes, content checksum; a page of 0 is an empty tree.
+// A root: page, checksum (8 bytes, of which CRC-32C takes 4), entries, bytes, content checksum, live weight; a page of 0
+// is an empty tree.
 const ROOT_CHECK: usize = 8;
 const ROOT_COUNT: usize = 16;
 const ROOT_SUM: usize = 24;
 const ROOT_CRC: usize = 32;
+const ROOT_LIVE: usize = 40;
 
 const _: () = assert!(COUNTERS_AT + 8 * COUNTERS == ROOTS_AT && PLACES_AT + REGIONS_MAX / 8 == CHECK);
 
@@ -96,6 +98,7 @@ impl Meta {
                 put_u64(&mut page, at + ROOT_COUNT, link.sums.count);
                 put_u64(&mut page, at + ROOT_SUM, link.sums.bytes);
                 put_u32(&mut page, at + ROOT_CRC, link.sums.crc);
+                put_u64(&mut page, at + ROOT_LIVE, link.sums.live as u64);
             }
         }
         for (region, place) in self.places.iter().enumerate() {
@@ -155,6 +158,7 @@ fn decode_root(bytes: &[u8]) -> Option<Link> {
         count: get_u64(bytes, ROOT_COUNT),
         bytes: get_u64(bytes, ROOT_SUM),
         crc: get_u32(bytes, ROOT_CRC),
+        live: get_u64(bytes, ROOT_LIVE) as i64,
     };
     (page != 0).then(|| Link { page, check: get_u32(bytes, ROOT_CHECK), sums })
 }
@@ -178,6 +182,7 @@ pub(crate) const LAYOUT: &[(&str, usize)] = &[
     ("entries in the tree", ROOT_COUNT),
     ("bytes of its keys and values", ROOT_SUM),
     ("content checksum", ROOT_CRC),
+    ("live weight", ROOT_LIVE),
 ];
 
 #[cfg(test)]
@@ -189,7 +194,7 @@ mod tests {
         meta.applied = (11, 3);
         meta.counters[15] = 42;
         meta.places = vec![0, 1, 1, 0, 0, 0, 0, 0, 1];
-        let sums = Sums { count: 5, bytes: 600, crc: 9 };
+        let sums = Sums { count: 5, bytes: 600, crc: 9, live: -3 };
         meta.roots[11] = Some(Link { page: 70, check: 0xdead_beef, sums });
         meta
     }

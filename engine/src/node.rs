@@ -3,17 +3,18 @@
 //! A node is a page's bytes with a side table for what is not on disk either: children of a branch, and long keys
 //! and values. Nodes form a persistent tree: whoever changes a node that an older root may hold copies it first.
 //!
-//! Promises: a node that is reachable from a published root never changes, but for the note where the checkpoint
-//! wrote it. The side tables hold exactly what the cells name.
+//! Promises: a node that is reachable from a published root never changes, but for the notes where the checkpoint
+//! wrote it and what its sums are. The side tables hold exactly what the cells name. Whatever changes a node or lets
+//! one below it be changed forgets its sums.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::TreeId;
 use crate::extent::{Extent, Long, Part, count_in};
 use crate::mark::Mark;
 use crate::order::Order;
 use crate::page::{
-    CellValue, KEY_INLINE_MAX, Link, PAGE, PageBytes, PageMut, PageView, Place, VALUE_INLINE_MAX,
+    CellValue, KEY_INLINE_MAX, Link, PAGE, PageBytes, PageMut, PageView, Place, Sums, VALUE_INLINE_MAX,
     branch_cell_bytes,
 };
 
@@ -23,11 +24,23 @@ pub(crate) struct Blob {
     pub(crate) bytes: Arc<[u8]>,
     /// Where the running checkpoint put it.
     pub(crate) written: Mark<Long>,
+    /// CRC-32C of the bytes, once somebody asked.
+    crc: OnceLock<u32>,
 }
 
 impl Blob {
     pub(crate) fn new(bytes: Arc<[u8]>) -> Arc<Blob> {
-        Arc::new(Blob { bytes, written: Mark::default() })
+        Arc::new(Blob { bytes, written: Mark::default(), crc: OnceLock::new() })
+    }
+
+    /// CRC-32C of the bytes.
+    pub(crate) fn crc(&self) -> u32 {
+        // Not `get_or_init`: nobody waits for another here.
+        self.crc.get().copied().unwrap_or_else(|| {
+            let crc = crc32c::crc32c(&self.bytes);
+            let _ = self.crc.set(crc);
+            crc
+        })
     }
 }
 
@@ -98,6 +111,8 @@ pub(crate) struct Node {
     pub(crate) batch: u64,
     /// Where the running checkpoint put it.
     pub(crate) written: Mark<Link>,
+    /// What it and the nodes below it hold, once somebody asked.
+    pub(crate) sums: OnceLock<Sums>,
 }
 
 /// What a removed cell referred to, for the caller to let go.
@@ -123,14 +138,25 @@ impl Node {
     pub(crate) fn new(tree: TreeId, level: u8, batch: u64) -> Node {
         let mut page = Box::new([0; PAGE]);
         PageMut(&mut page).init(tree as u8, level, Order::of(tree));
-        Node { page, children: Children::default(), blobs: Vec::new(), batch, written: Mark::default() }
+        Node::with_page(page, batch)
     }
 
     /// A page from disk, to be changed.
     pub(crate) fn from_disk(bytes: &[u8], batch: u64) -> Node {
         let mut page = Box::new([0; PAGE]);
         page.copy_from_slice(bytes);
-        Node { page, children: Children::default(), blobs: Vec::new(), batch, written: Mark::default() }
+        Node::with_page(page, batch)
+    }
+
+    fn with_page(page: Box<PageBytes>, batch: u64) -> Node {
+        Node {
+            page,
+            children: Children::default(),
+            blobs: Vec::new(),
+            batch,
+            written: Mark::default(),
+            sums: OnceLock::new(),
+        }
     }
 
     /// The same content as a node of another batch.
@@ -141,6 +167,7 @@ impl Node {
             blobs: self.blobs.clone(),
             batch,
             written: Mark::default(),
+            sums: self.sums.clone(),
         }
     }
 
@@ -153,6 +180,7 @@ impl Node {
     }
 
     pub(crate) fn edit(&mut self) -> PageMut<'_> {
+        self.sums.take();
         PageMut(&mut self.page)
     }
 
@@ -234,6 +262,7 @@ impl Node {
     }
 
     pub(crate) fn child_at_mut(&mut self, place: usize) -> &mut Arc<Node> {
+        self.sums.take();
         self.children.get_mut(place)
     }
 

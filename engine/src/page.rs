@@ -43,7 +43,12 @@ const KIND_BRANCH: u8 = 2;
 pub(crate) const LEAF_CELL_HEAD: usize = 5;
 /// Bytes before the key in a branch's cell: flags, key length, link.
 pub(crate) const BRANCH_CELL_HEAD: usize = 3 + LINK_BYTES;
-const LINK_BYTES: usize = 30;
+const LINK_BYTES: usize = 32;
+const LINK_CHECK: usize = 6;
+const LINK_COUNT: usize = 10;
+const LINK_SUM: usize = 16;
+const LINK_CRC: usize = 22;
+const LINK_LIVE: usize = 26;
 
 /// The key is long: its first [`KEY_PREFIX`] bytes stand in the cell, all of it in an extent.
 const FLAG_LONG_KEY: u8 = 1;
@@ -95,6 +100,16 @@ pub(crate) fn put_u48(bytes: &mut [u8], at: usize, value: u64) {
     bytes[at..at + 6].copy_from_slice(&value.to_le_bytes()[..6]);
 }
 
+/// A signed number in two's complement.
+fn get_i48(bytes: &[u8], at: usize) -> i64 {
+    (get_u48(bytes, at) << 16) as i64 >> 16
+}
+
+fn put_i48(bytes: &mut [u8], at: usize, value: i64) {
+    assert!((-(1 << 47)..1 << 47).contains(&value), "as many keys fit 47 bits");
+    put_u48(bytes, at, value as u64 & ((1 << 48) - 1));
+}
+
 pub(crate) fn get_u64(bytes: &[u8], at: usize) -> u64 {
     let mut le = [0; 8];
     le.copy_from_slice(&bytes[at..at + 8]);
@@ -129,6 +144,9 @@ pub(crate) struct Sums {
     pub(crate) bytes: u64,
     /// CRC-32C of key bytes then value bytes of each entry, in order.
     pub(crate) crc: u32,
+    /// Of tree `Index`: the weights of its entries, which add up to the live keys; else 0. (A part of the tree that
+    /// begins within the history of a key may be below zero.)
+    pub(crate) live: i64,
 }
 
 impl Sums {
@@ -138,6 +156,7 @@ impl Sums {
             count: self.count + next.count,
             bytes: self.bytes + next.bytes,
             crc: crate::crc::combine(self.crc, next.crc, next.bytes),
+            live: self.live + next.live,
         }
     }
 }
@@ -360,11 +379,12 @@ impl<'p> PageView<'p> {
         }
         Place::Disk(Link {
             page,
-            check: get_u32(self.0, at + 6),
+            check: get_u32(self.0, at + LINK_CHECK),
             sums: Sums {
-                count: get_u48(self.0, at + 14),
-                bytes: get_u48(self.0, at + 20),
-                crc: get_u32(self.0, at + 26),
+                count: get_u48(self.0, at + LINK_COUNT),
+                bytes: get_u48(self.0, at + LINK_SUM),
+                crc: get_u32(self.0, at + LINK_CRC),
+                live: get_i48(self.0, at + LINK_LIVE),
             },
         })
     }
@@ -624,10 +644,11 @@ impl PageMut<'_> {
             }
             Place::Disk(link) => {
                 put_u48(self.0, at, link.page);
-                put_u64(self.0, at + 6, u64::from(link.check));
-                put_u48(self.0, at + 14, link.sums.count);
-                put_u48(self.0, at + 20, link.sums.bytes);
-                put_u32(self.0, at + 26, link.sums.crc);
+                put_u32(self.0, at + LINK_CHECK, link.check);
+                put_u48(self.0, at + LINK_COUNT, link.sums.count);
+                put_u48(self.0, at + LINK_SUM, link.sums.bytes);
+                put_u32(self.0, at + LINK_CRC, link.sums.crc);
+                put_i48(self.0, at + LINK_LIVE, link.sums.live);
             }
         }
     }
@@ -705,6 +726,11 @@ pub(crate) const LAYOUT: &[(&str, usize)] = &[
     ("shared prefix", PREFIX),
     ("slots", HEADER),
     ("child", 3),
+    ("checksum of the child", 3 + LINK_CHECK),
+    ("entries below the child", 3 + LINK_COUNT),
+    ("bytes of keys and values below it", 3 + LINK_SUM),
+    ("content checksum of what is below it", 3 + LINK_CRC),
+    ("live weight of what is below it", 3 + LINK_LIVE),
     ("key", LEAF_CELL_HEAD),
     ("key", BRANCH_CELL_HEAD),
 ];

@@ -69,6 +69,9 @@ pub(crate) struct Source {
     pages: Pages,
     /// The first error of a checkpoint: no change is taken after it.
     stopped: OnceLock<String>,
+    /// How often a page was asked for.
+    #[cfg(test)]
+    pub(crate) pages_read: AtomicU64,
 }
 
 impl Source {
@@ -76,7 +79,15 @@ impl Source {
     pub(crate) fn new(path: PathBuf, file: Arc<dyn File>, map: bool) -> Result<Source, StoreError> {
         let pages =
             if map && file.fd().is_some() { Pages::Map(Map::new()) } else { Pages::Cache(Cache::new()) };
-        let source = Source { path, file, file_pages: AtomicU64::new(0), pages, stopped: OnceLock::new() };
+        let source = Source {
+            path,
+            file,
+            file_pages: AtomicU64::new(0),
+            pages,
+            stopped: OnceLock::new(),
+            #[cfg(test)]
+            pages_read: AtomicU64::new(0),
+        };
         let bytes = source.file.len().map_err(source.io("read the length"))?;
         source.set_file_pages(bytes / PAGE as u64)?;
         Ok(source)
@@ -178,6 +189,8 @@ impl Source {
         tree: u8,
         level: Option<u8>,
     ) -> Result<NodeRef<'a>, StoreError> {
+        #[cfg(test)]
+        self.pages_read.fetch_add(1, Ordering::Relaxed);
         let node = match &self.pages {
             Pages::Map(map) => NodeRef::Mapped(self.mapped_page(map, link)?),
             Pages::Cache(cache) => NodeRef::Cached(self.cached_page(cache, link)?),

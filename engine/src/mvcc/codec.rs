@@ -7,6 +7,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::Revision;
+use crate::sums::{PUT_AGAIN, PUT_FIRST, TOMBSTONE, TOMBSTONE_FIRST};
 
 /// A revision key: main, `_`, sub. A tombstone's has one byte more.
 const REVISION_LEN: usize = 8 + 1 + 8;
@@ -77,7 +78,26 @@ pub(super) fn parse_index_key(entry: &[u8]) -> Option<(&[u8], Revision)> {
     Some((key, Revision { main, sub: i64::from(sub) }))
 }
 
-/// What an entry of tree `Index` says of a put; a tombstone's value is empty.
+/// The value of a tombstone in tree `Index`. Only a live key is deleted, so there is a put before it.
+pub(super) const TOMBSTONE_VALUE: [u8; 1] = [TOMBSTONE];
+
+/// The value that an entry of tree `Index` has once nothing older of its key is left: as long as it was, and what it
+/// adds to the number of live keys now includes what the entry before it did. None: it is that already.
+///
+/// Whoever removes the oldest entry of a key gives the next one this value, in the same batch.
+pub(super) fn as_first(value: &[u8]) -> Option<Vec<u8>> {
+    let first = match *value.first()? {
+        PUT_AGAIN => PUT_FIRST,
+        TOMBSTONE => TOMBSTONE_FIRST,
+        _ => return None,
+    };
+    let mut value = value.to_vec();
+    value[0] = first;
+    Some(value)
+}
+
+/// What an entry of tree `Index` says of a put. Before it stands a byte that says what the entry adds to the number
+/// of live keys (`sums.rs`), the value of a tombstone is that byte alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Live {
     pub(super) create_revision: i64,
@@ -86,8 +106,10 @@ pub(super) struct Live {
 }
 
 impl Live {
-    pub(super) fn encode(&self, buffer: &mut Vec<u8>) {
+    /// `again`: the entry before it, of the same key, is a put.
+    pub(super) fn encode(&self, again: bool, buffer: &mut Vec<u8>) {
         buffer.clear();
+        buffer.push(if again { PUT_AGAIN } else { PUT_FIRST });
         for number in [self.create_revision, self.version, self.lease] {
             put_varint(number as u64, |byte| buffer.push(byte));
         }
@@ -95,10 +117,12 @@ impl Live {
 
     /// The outer None: not an index value. The inner one: a tombstone.
     pub(super) fn parse(value: &[u8]) -> Option<Option<Live>> {
-        if value.is_empty() {
-            return Some(None);
-        }
-        let (create_revision, rest) = take_varint(value)?;
+        let rest = match value.split_first()? {
+            (&(TOMBSTONE | TOMBSTONE_FIRST), rest) => return rest.is_empty().then_some(None),
+            (&(PUT_AGAIN | PUT_FIRST), rest) => rest,
+            _ => return None,
+        };
+        let (create_revision, rest) = take_varint(rest)?;
         let (version, rest) = take_varint(rest)?;
         let (lease, rest) = take_varint(rest)?;
         let live =
@@ -317,9 +341,11 @@ mod tests {
         assert_eq!(key_of_pair(b"\x0a\x05abc"), None);
         assert_eq!(key_of_pair(b"\x0a"), None);
         assert_eq!(key_of_pair(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01a"), None);
-        assert_eq!(Live::parse(b""), Some(None));
-        assert_eq!(Live::parse(b"\x01\x02"), None);
-        assert_eq!(Live::parse(b"\x01\x02\x00\x00"), None);
+        assert_eq!(Live::parse(b""), None);
+        assert_eq!(Live::parse(b"\x02\x00"), None);
+        assert_eq!(Live::parse(b"\x04\x01\x02\x00"), None);
+        assert_eq!(Live::parse(b"\x01\x01\x02"), None);
+        assert_eq!(Live::parse(b"\x01\x01\x02\x00\x00"), None);
         assert_eq!(Live::parse(&[0xff; 30]), None);
         assert_eq!(parse_index_key(b"short"), None);
     }
@@ -331,9 +357,18 @@ mod tests {
             Live { create_revision: 2, version: 1, lease: 0 },
             Live { create_revision: i64::MAX, version: i64::MAX, lease: -1 },
         ] {
-            live.encode(&mut buffer);
+            live.encode(true, &mut buffer);
             assert_eq!(Live::parse(&buffer), Some(Some(live)));
+            let first = as_first(&buffer);
+            live.encode(false, &mut buffer);
+            assert_eq!(Live::parse(&buffer), Some(Some(live)));
+            assert_eq!(first.as_deref(), Some(&buffer[..]));
+            assert_eq!(as_first(&buffer), None);
         }
+        assert_eq!(Live::parse(&TOMBSTONE_VALUE), Some(None));
+        let first = as_first(&TOMBSTONE_VALUE);
+        assert_eq!(first.as_deref().and_then(Live::parse), Some(None));
+        assert_eq!(first.as_deref().and_then(as_first), None);
         let revision = Revision { main: 77, sub: 3 };
         index_key(&mut buffer, b"user", revision);
         assert_eq!(parse_index_key(&buffer), Some((&b"user"[..], revision)));

@@ -23,7 +23,7 @@
 use super::codec::{self, RevisionKey};
 use super::read::inconsistent;
 use super::{COMPACT_REVISION, Revision};
-use crate::{Store, StoreError, TreeId};
+use crate::{Store, StoreError, TreeId, View};
 
 const SCHEDULED: &[u8] = b"scheduledCompactRev";
 const FINISHED: &[u8] = b"finishedCompactRev";
@@ -40,6 +40,16 @@ pub(super) struct Walk(Revision);
 struct Batch {
     entries: Vec<(Revision, bool, usize)>,
     keys: Vec<u8>,
+}
+
+impl View<'_> {
+    /// The last compaction that has removed everything; -1 if there was none.
+    pub(super) fn finished_compaction(&self) -> Result<i64, StoreError> {
+        let Some(mark) = self.get(TreeId::Meta, FINISHED)? else { return Ok(-1) };
+        let (revision, _) = RevisionKey::parse(&mark)
+            .ok_or_else(|| inconsistent(TreeId::Meta, "malformed revision", FINISHED))?;
+        Ok(revision.main)
+    }
 }
 
 impl Store {
@@ -67,7 +77,7 @@ impl Store {
     /// is then written). Resumes by itself after a restart.
     pub fn compact_step(&mut self, budget: usize) -> Result<bool, StoreError> {
         let target = self.view().compact_revision();
-        let finished = self.finished_compaction()?;
+        let finished = self.view().finished_compaction()?;
         if finished >= target {
             return Ok(true);
         }
@@ -89,14 +99,6 @@ impl Store {
             left -= limit;
         }
         Ok(false)
-    }
-
-    /// The last compaction that has removed everything; -1 if there was none.
-    fn finished_compaction(&self) -> Result<i64, StoreError> {
-        let Some(mark) = self.view().get(TreeId::Meta, FINISHED)? else { return Ok(-1) };
-        let (revision, _) = RevisionKey::parse(&mark)
-            .ok_or_else(|| inconsistent(TreeId::Meta, "malformed revision", FINISHED))?;
-        Ok(revision.main)
     }
 
     /// Fills the batch with the entries of tree `Key` from `start` up to main revision `target`.
@@ -138,12 +140,24 @@ impl Store {
             codec::index_key(&mut probe, key, revision);
             if let Some((superseded, live)) = self.view().newest_before(key_len, &probe)? {
                 self.remove_version(key, superseded, live.is_none(), &mut probe)?;
+                self.make_first(key, revision, &mut probe)?;
             }
             if tombstone && revision.main < target {
                 self.remove_version(key, revision, true, &mut probe)?;
             }
         }
         Ok(())
+    }
+
+    /// Nothing older of the key is left: the entry counts for what was removed. (What follows a tombstone is a put,
+    /// and counts as the first of its key anyway.)
+    fn make_first(&mut self, key: &[u8], revision: Revision, probe: &mut Vec<u8>) -> Result<(), StoreError> {
+        codec::index_key(probe, key, revision);
+        let first = self.view().get(TreeId::Index, probe)?.and_then(|value| codec::as_first(&value));
+        match first {
+            Some(value) => self.insert(TreeId::Index, probe, &value),
+            None => Ok(()),
+        }
     }
 
     fn remove_version(

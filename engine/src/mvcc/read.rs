@@ -158,13 +158,35 @@ impl fmt::Debug for Keys<'_> {
 }
 
 impl<'a> Keys<'a> {
-    /// How many keys are left, without copying them.
-    pub fn remaining(mut self) -> Result<u64, StoreError> {
+    /// How many keys are left. At the current revision that is known without looking at them; at an older one they
+    /// are passed one by one.
+    pub fn remaining(self) -> Result<u64, StoreError> {
+        let mut steps = usize::MAX;
+        Ok(self.remaining_within(&mut steps)?.unwrap_or_default())
+    }
+
+    /// The same, if it takes no more than `steps` entries to find out; the steps taken are subtracted. What was found
+    /// out in vain makes the next attempt cheaper.
+    pub fn remaining_within(mut self, steps: &mut usize) -> Result<Option<u64>, StoreError> {
+        if self.revision == self.view.revision()
+            && let Position::At(cursor) = &self.position
+        {
+            let Some(from) = cursor.key() else { return Ok(Some(0)) };
+            if let Some(end) = &self.end {
+                codec::index_key(&mut self.probe, end, Revision::default());
+            }
+            let to = self.end.is_some().then_some(&self.probe[..]);
+            let Some(live) = self.view.live(Some(from), to, steps)? else { return Ok(None) };
+            let live = u64::try_from(live);
+            return live.map(Some).map_err(|_| inconsistent(TreeId::Index, "wrong count of live keys", from));
+        }
         let mut count = 0;
         while self.advance()?.is_some() {
+            let Some(left) = steps.checked_sub(1) else { return Ok(None) };
+            *steps = left;
             count += 1;
         }
-        Ok(count)
+        Ok(Some(count))
     }
 
     /// Goes to the next live key and leaves it in `self.key`.

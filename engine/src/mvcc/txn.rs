@@ -67,7 +67,7 @@ impl Txn<'_> {
             old.map_or((self.main, 1), |live| (live.create_revision, live.version + 1));
         let live = Live { create_revision, version, lease };
         let (kv, kept_key) = Pair { key, value, modified: self.main, live }.encode(&mut room.chunks);
-        live.encode(&mut room.value);
+        live.encode(old.is_some(), &mut room.value);
         self.write(room, Change { revision, deleted: false, key: kept_key, kv })?;
         let old_lease = old.map_or(0, |live| live.lease);
         self.move_lease(room, key, old_lease, lease)
@@ -92,6 +92,7 @@ impl Txn<'_> {
             let revision = self.next_revision();
             let (kv, kept_key) = codec::encode_tombstone(&mut room.chunks, key);
             room.value.clear();
+            room.value.extend_from_slice(&codec::TOMBSTONE_VALUE);
             self.write(room, Change { revision, deleted: true, key: kept_key, kv })?;
             self.move_lease(room, key, *lease, 0)?;
         }

@@ -10,3 +10,4 @@ mod model;
 mod page;
 pub(crate) mod rng;
 mod space;
+mod sums;

@@ -30,11 +30,6 @@ impl Budget {
     /// What looking at one key costs, in bytes.
     pub(super) const KEY: usize = 64;
 
-    fn is_unlimited(self) -> bool {
-        // Whoever begins without a bound cannot spend a noticeable part of it.
-        self.0 > usize::MAX / 2
-    }
-
     pub(super) fn spend(&mut self, bytes: usize) -> Result<(), ReadError> {
         self.0 = self.0.checked_sub(bytes).ok_or(ReadError::OverBudget)?;
         Ok(())
@@ -156,17 +151,13 @@ fn count_all(
     count_rest(view.keys(bounds, revision)?, budget)
 }
 
-/// How many keys an iterator has left.
-fn count_rest(mut keys: Keys<'_>, budget: &mut Budget) -> Result<usize, ReadError> {
-    if budget.is_unlimited() {
-        return Ok(keys.remaining()? as usize);
-    }
-    let mut count = 0;
-    while keys.next().transpose()?.is_some() {
-        budget.spend(Budget::KEY)?;
-        count += 1;
-    }
-    Ok(count)
+/// How many keys an iterator has left: known at the current revision, else counted.
+fn count_rest(keys: Keys<'_>, budget: &mut Budget) -> Result<usize, ReadError> {
+    let allowed = budget.0 / Budget::KEY;
+    let mut steps = allowed;
+    let count = keys.remaining_within(&mut steps)?.ok_or(ReadError::OverBudget)?;
+    budget.spend((allowed - steps) * Budget::KEY)?;
+    Ok(count as usize)
 }
 
 /// R7: the usual case; pairs go from the pages into the answer.

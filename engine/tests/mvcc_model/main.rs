@@ -222,7 +222,12 @@ impl Run {
     }
 
     fn checkpoint(&mut self) {
-        let job = self.store().begin_checkpoint().expect("no other checkpoint is running");
+        let job = self.store().begin_checkpoint().or_else(|| {
+            // The last one ended while a batch was being built, which is not published yet.
+            self.publish();
+            self.store().begin_checkpoint()
+        });
+        let job = job.expect("no other checkpoint is running");
         let frozen = self.published.clone();
         let done = job.run().unwrap();
         for _ in 0..self.random.below(3) {

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apply;
+mod blocking;
 // Fields of its errors say by their names what they are.
 #[allow(missing_docs)]
 pub mod config;

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use trilith_disk::{Disk, RealDisk};
 use trilith_proto::etcdserverpb as pb;
 use trilith_server::core::{self, Config, Core, Handle};
+use trilith_server::reply::Body;
 use trilith_server::service;
 use trilith_server::status;
 use trilith_wal::IoChoice;
@@ -70,7 +71,9 @@ async fn put(handle: Handle, key: String) -> i64 {
 async fn count(handle: &Handle) -> (i64, i64) {
     let request =
         pb::RangeRequest { key: "k".into(), range_end: "l".into(), count_only: true, ..Default::default() };
-    let reply = service::kv::range(handle, request).await.unwrap();
+    let Body::Whole(reply) = service::kv::range(handle, request).await.unwrap() else {
+        panic!("a count is small")
+    };
     let response = pb::RangeResponse::decode(reply.message()).unwrap();
     (response.count, response.header.unwrap().revision)
 }

@@ -155,11 +155,13 @@ fn stream(bed: &mut Bed, request: RangeRequest) -> Result<Vec<pb::RangeResponse>
     let handle = bed.handle.clone();
     let mut stream = bed.run(async move { service::kv::range_stream(&handle, request).await })?;
     let mut chunks = Vec::new();
-    while let Some(chunk) = stream.next_chunk() {
-        let message: pb::RangeStreamResponse = decode(chunk?);
+    loop {
+        let (chunk, rest) = bed.run(stream.next_chunk())?;
+        let Some(chunk) = chunk else { return Ok(chunks) };
+        let message: pb::RangeStreamResponse = decode(chunk);
         chunks.push(message.range_response.unwrap());
+        stream = rest;
     }
-    Ok(chunks)
 }
 
 #[test]

@@ -248,3 +248,39 @@ fn a_reader_that_stops_and_goes_on_misses_nothing() {
     });
     member.stop();
 }
+
+/// Lists of 40 MB each for clients that do not read: what the server holds for each is a few parts.
+#[test]
+fn a_large_list_is_not_held_for_a_slow_reader() {
+    const LISTS: u64 = 8;
+    let folder = Folder::new("lists");
+    let member = start(&folder, &["--unsafe-no-fsync"]);
+    block_on(async {
+        let client = Client::connect(member.address).await;
+        for i in 0..400 {
+            client.put(&format!("k{i:03}"), vec![i as u8; 100_000]).await;
+        }
+        let all = RangeRequest { key: key("k"), range_end: key("l"), ..RangeRequest::default() };
+        let path = "/etcdserverpb.KV/Range";
+        let (few, limit) = (RangeRequest { limit: 20, ..all.clone() }, 20);
+        let warm: RangeResponse = client.call(path, &few).await;
+        assert_eq!((warm.kvs.len(), warm.count), (limit, 400));
+        let before = member.anonymous_bytes();
+        let mut lists = Vec::new();
+        for n in 0..LISTS {
+            // An answer has begun when its head is here; each on a connection, so each with a window of its own.
+            let reader = Client::connect(member.address).await;
+            lists.push(reader.open(path, &all, true).await);
+            client.put(&format!("other{n}"), "x").await;
+        }
+        let held = member.anonymous_bytes().saturating_sub(before);
+        assert!(held < LISTS * (8 << 20), "{held} bytes held for {LISTS} lists");
+        for mut list in lists.drain(..2) {
+            let response: RangeResponse = list.next().await.unwrap();
+            assert_eq!((response.kvs.len(), response.count, response.more), (400, 400, false));
+            assert!(response.kvs.iter().enumerate().all(|(i, kv)| *kv.value == vec![i as u8; 100_000]));
+            assert_eq!(list.next::<RangeResponse>().await.unwrap_err(), "0 ");
+        }
+    });
+    member.stop();
+}

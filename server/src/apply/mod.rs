@@ -7,6 +7,7 @@
 pub mod alarm;
 pub mod command;
 pub mod key_set;
+pub mod list;
 pub mod members;
 pub mod quota;
 pub mod range;
@@ -127,7 +128,7 @@ fn empty_answer() -> Answer {
 fn answer(outcome: Result<Reply, TxnError>) -> Result<Answer, ApplyError> {
     match outcome {
         Ok(reply) => Ok(Ok(reply)),
-        Err(TxnError::Refused(status)) => Ok(Err(status)),
+        Err(TxnError::Refused(status) | TxnError::Read(ReadError::Refused(status))) => Ok(Err(status)),
         Err(TxnError::Read(ReadError::Store(e @ (StoreError::Compacted | StoreError::Future)))) => {
             Ok(Err(e.into()))
         }
@@ -155,7 +156,7 @@ fn apply_txn(
     request: &pb::TxnRequest,
     cx: &mut Context<'_>,
 ) -> Result<Answer, ApplyError> {
-    let mut how = Execution { budget: Budget::UNLIMITED, wanted: cx.wanted };
+    let mut how = Execution::new(Budget::UNLIMITED, cx.wanted);
     let path = match txn::decide(store.view(), request, &mut how.budget)
         .and_then(|path| txn::check(store.view(), request, &path).map(|()| path))
     {

@@ -15,7 +15,7 @@ use trilith_proto::etcdserverpb::{
 
 use super::key_set::KeySet;
 use super::range::{self, Budget, ReadError, key_range};
-use crate::reply::{embedded_len, put_bool, put_embedded, put_int64, put_message};
+use crate::reply::{check_len, embedded_len, put_bool, put_embedded, put_int64, put_message};
 use crate::status::{self, Status};
 
 const FIELD_HEADER: u32 = 1;
@@ -96,6 +96,15 @@ pub struct Execution {
     pub budget: Budget,
     /// Whether anybody waits for the answer; without, ranges need not be read (T15).
     pub wanted: bool,
+    /// Length of the answer so far when that is more than may be sent: then it is not wanted any more.
+    pub too_long: Option<u64>,
+}
+
+impl Execution {
+    /// The circumstances at the beginning.
+    pub fn new(budget: Budget, wanted: bool) -> Execution {
+        Execution { budget, wanted, too_long: None }
+    }
 }
 
 /// T14: every operation reads.
@@ -303,6 +312,9 @@ pub fn execute(
 ) -> Result<(), TxnError> {
     let mut responses = BytesMut::new();
     run_ops(target, request, path, how, &mut responses)?;
+    if let Some(len) = how.too_long {
+        check_len(len)?;
+    }
     put_message(buf, FIELD_HEADER, &ResponseHeader { revision: target.revision(), ..header });
     put_bool(buf, TXN_SUCCEEDED, path.succeeded);
     buf.extend_from_slice(&responses);
@@ -350,6 +362,10 @@ fn run_ops(
         };
         if how.wanted {
             put_op(responses, field, &op_buf);
+            if check_len(responses.len() as u64).is_err() {
+                (how.wanted, how.too_long) = (false, Some(responses.len() as u64));
+                *responses = BytesMut::new();
+            }
         }
     }
     Ok(())

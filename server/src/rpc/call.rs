@@ -1,8 +1,8 @@
 //! One call: reads request messages from an h2 stream, writes replies and the status.
 //!
 //! A handler is dropped at its next wait when the client cancels, the connection dies or the deadline passes.
-//! Streaming replies wait for the client's window; unary replies are handed to h2 at once, which holds one reply
-//! per stream.
+//! Streaming replies, and unary ones in parts, wait for the client's window; other unary replies are handed to h2 at
+//! once, which holds one reply per stream.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -21,7 +21,8 @@ use tokio::time::Sleep;
 use super::frame::Frames;
 use super::server::Stop;
 use super::wire;
-use crate::reply::Reply;
+use crate::blocking;
+use crate::reply::{Body, Parts, Reply};
 use crate::status::{self, Code, Status};
 
 /// The client is gone: nobody reads further replies.
@@ -154,9 +155,50 @@ impl Replies {
 
     /// Hands a reply to h2 as the client's window allows; waits until all of it is handed over.
     pub async fn send(&mut self, reply: Reply) -> Result<(), Gone> {
-        let mut rest = reply.0;
-        poll_fn(|cx| self.0.borrow_mut().poll_send(&mut rest, cx)).await
+        send(&self.0, reply.0).await
     }
+}
+
+/// Hands bytes to h2 as the client's window allows; waits until all are handed over.
+async fn send(outgoing: &RefCell<Outgoing>, mut bytes: Bytes) -> Result<(), Gone> {
+    poll_fn(|cx| outgoing.borrow_mut().poll_send(&mut bytes, cx)).await
+}
+
+/// Answers a unary call in parts: the next one is made while one is sent.
+async fn send_parts(respond: SendResponse<Bytes>, parts: Box<dyn Parts>, mut deadline: Deadline) {
+    let outgoing = RefCell::new(Outgoing { respond, stream: None });
+    let outcome = {
+        let sending = pin!(async {
+            let (mut part, mut rest) = next_part(parts).await?;
+            while let Some(bytes) = part {
+                let (sent, next) = tokio::join!(send(&outgoing, bytes), next_part(rest));
+                if sent.is_err() {
+                    break;
+                }
+                (part, rest) = next?;
+            }
+            Ok(())
+        });
+        guard(sending, &mut deadline, |cx| outgoing.borrow_mut().poll_gone(cx)).await
+    };
+    if let Some(outcome) = outcome {
+        outgoing.borrow_mut().finish(outcome);
+    }
+}
+
+async fn next_part(mut parts: Box<dyn Parts>) -> Result<(Option<Bytes>, Box<dyn Parts>), Status> {
+    blocking::read(move || {
+        let part = parts.next().transpose()?;
+        Ok((part, parts))
+    })
+    .await
+}
+
+/// When a call must have ended.
+type Deadline = Option<Pin<Box<Sleep>>>;
+
+fn deadline(timeout: Option<Duration>) -> Deadline {
+    timeout.map(|timeout| Box::pin(tokio::time::sleep(timeout)))
 }
 
 /// Drives `answer` until it is done (`Some`), the deadline passes (`Some` error) or the client is gone (`None`).
@@ -164,10 +206,9 @@ impl Replies {
 /// The answer comes pinned, since a future that is moved into another is stored twice.
 async fn guard<T>(
     mut answer: Pin<&mut impl Future<Output = Result<T, Status>>>,
-    timeout: Option<Duration>,
+    deadline: &mut Deadline,
     mut poll_gone: impl FnMut(&mut Context<'_>) -> Poll<()>,
 ) -> Option<Result<T, Status>> {
-    let mut deadline: Option<Pin<Box<Sleep>>> = timeout.map(|timeout| Box::pin(tokio::time::sleep(timeout)));
     poll_fn(|cx| {
         if let Poll::Ready(outcome) = answer.as_mut().poll(cx) {
             return Poll::Ready(Some(outcome));
@@ -175,7 +216,7 @@ async fn guard<T>(
         if poll_gone(cx).is_ready() {
             return Poll::Ready(None);
         }
-        match &mut deadline {
+        match deadline {
             Some(deadline) => deadline
                 .as_mut()
                 .poll(cx)
@@ -223,21 +264,42 @@ impl Call {
         M: Message + Default,
         F: Future<Output = Result<Reply, Status>>,
     {
+        self.answer(handler);
+    }
+
+    /// The same, where the reply may come in parts.
+    pub fn unary_in_parts<M, F>(self, handler: impl FnOnce(M) -> F + 'static)
+    where
+        M: Message + Default,
+        F: Future<Output = Result<Body, Status>>,
+    {
+        self.answer(handler);
+    }
+
+    fn answer<M, F, B>(self, handler: impl FnOnce(M) -> F + 'static)
+    where
+        M: Message + Default,
+        F: Future<Output = Result<B, Status>>,
+        B: Into<Body>,
+    {
         let Call { mut requests, mut respond, timeout, .. } = self;
         tokio::task::spawn_local(async move {
             let answer = pin!(async {
                 let request = requests.only().await?;
                 handler(request).await
             });
-            let Some(outcome) = guard(answer, timeout, |cx| respond.poll_reset(cx).map(|_| ())).await else {
-                return;
-            };
+            let mut deadline = deadline(timeout);
+            let outcome = guard(answer, &mut deadline, |cx| respond.poll_reset(cx).map(|_| ())).await;
+            let Some(outcome) = outcome else { return };
             // Errors mean that the client is gone, and then nobody is left to be told.
-            let _ = match outcome {
-                Ok(reply) => respond.send_response(wire::head(), false).and_then(|mut stream| {
-                    stream.send_data(reply.0, false)?;
-                    stream.send_trailers(wire::ok_trailers())
-                }),
+            let _ = match outcome.map(Into::into) {
+                Ok(Body::Parts(parts)) => return Box::pin(send_parts(respond, parts, deadline)).await,
+                Ok(Body::Whole(reply)) => {
+                    respond.send_response(wire::head(), false).and_then(|mut stream| {
+                        stream.send_data(reply.0, false)?;
+                        stream.send_trailers(wire::ok_trailers())
+                    })
+                }
                 Err(status) => {
                     respond.send_response(wire::trailers_only(StatusCode::OK, &status), true).map(|_| ())
                 }
@@ -274,7 +336,8 @@ impl Call {
                     }
                     stopped.as_mut().poll(cx).map(|()| Err(status::STOPPED))
                 }));
-                guard(answer_or_stop, timeout, |cx| outgoing.borrow_mut().poll_gone(cx)).await
+                let mut deadline = deadline(timeout);
+                guard(answer_or_stop, &mut deadline, |cx| outgoing.borrow_mut().poll_gone(cx)).await
             };
             if let Some(outcome) = outcome {
                 outgoing.borrow_mut().finish(outcome);

@@ -38,7 +38,9 @@ impl Routes for Api {
         }
         match path {
             "/etcdserverpb.KV/Put" => call.unary(move |request| kv::put(&core, request)),
-            "/etcdserverpb.KV/Range" => call.unary(async move |request| kv::range(&core, request).await),
+            "/etcdserverpb.KV/Range" => {
+                call.unary_in_parts(async move |request| kv::range(&core, request).await);
+            }
             "/etcdserverpb.KV/Txn" => call.unary(async move |request| kv::txn(&core, request).await),
             "/etcdserverpb.KV/DeleteRange" => call.unary(move |request| kv::delete_range(&core, request)),
             "/etcdserverpb.KV/Compact" => call.unary(move |request| kv::compact(&core, request)),
@@ -106,14 +108,15 @@ fn check_metadata(core: &Handle, headers: &HeaderMap) -> Result<(), Status> {
     Ok(())
 }
 
-/// One chunk is read while nothing else runs on this thread, so others get it between two chunks.
+/// The next chunk is read while one is sent.
 async fn range_stream(core: &Handle, request: RangeRequest, replies: &mut Replies) -> Result<(), Status> {
-    let mut chunks = kv::range_stream(core, request).await?;
-    while let Some(chunk) = chunks.next_chunk() {
-        if replies.send(chunk?).await.is_err() {
+    let (mut chunk, mut rest) = kv::range_stream(core, request).await?.next_chunk().await?;
+    while let Some(reply) = chunk {
+        let (sent, next) = tokio::join!(replies.send(reply), rest.next_chunk());
+        if sent.is_err() {
             break;
         }
-        tokio::task::yield_now().await;
+        (chunk, rest) = next?;
     }
     Ok(())
 }

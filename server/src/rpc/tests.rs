@@ -20,7 +20,7 @@ use trilith_proto::mvccpb::KeyValue;
 
 use super::server::Stop;
 use super::{Call, Options, Replies, Requests, Routes, Server, health, router};
-use crate::reply::Reply;
+use crate::reply::{Body, Parts, Reply};
 use crate::status::{Code, Status};
 
 const LIMIT: usize = 100_000;
@@ -38,6 +38,32 @@ struct Guard(Arc<AtomicUsize>);
 impl Drop for Guard {
     fn drop(&mut self) {
         self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A reply in parts of 5,000 bytes; one that fails breaks off after three.
+struct TestParts {
+    rest: Bytes,
+    fails: bool,
+    made: Arc<AtomicUsize>,
+    _guard: Guard,
+}
+
+impl std::fmt::Debug for TestParts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TestParts")
+    }
+}
+
+impl Parts for TestParts {
+    fn next(&mut self) -> Option<Result<Bytes, Status>> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        if self.made.fetch_add(1, Ordering::SeqCst) == 3 && self.fails {
+            return Some(Err(Status::new(Code::DataLoss, "page 7 is damaged")));
+        }
+        Some(Ok(self.rest.split_to(self.rest.len().min(5000))))
     }
 }
 
@@ -61,6 +87,12 @@ impl Routes for TestRoutes {
                     std::future::pending().await
                 });
             }
+            "/t.T/Parts" => call.unary_in_parts(async move |message: KeyValue| {
+                let reply = Reply::of(&message).0;
+                let parts =
+                    TestParts { rest: reply, fails: message.lease != 0, made: sent, _guard: Guard(dropped) };
+                Ok(Body::Parts(Box::new(parts)))
+            }),
             // Endless replies of 10,000 bytes.
             "/t.T/Flood" => {
                 call.server_streaming(async move |_: KeyValue, replies: &mut Replies| {
@@ -151,7 +183,8 @@ async fn finish(response: ResponseFuture) -> Seen {
     let mut replies = Vec::new();
     while !bytes.is_empty() {
         let len = u32::from_be_bytes(bytes[1..5].try_into().unwrap()) as usize;
-        replies.push(bytes.split_to(5 + len).freeze());
+        // One that broke off shows what there is of it.
+        replies.push(bytes.split_to((5 + len).min(bytes.len())).freeze());
     }
     Seen {
         http: head.status.as_u16(),
@@ -223,6 +256,61 @@ fn unary_calls_on_one_and_on_several_threads() {
             }
         });
     }
+}
+
+#[test]
+fn a_reply_in_parts_is_one_message() {
+    with_server(1, async |address, routes, _| {
+        let mut client = Client::connect(address).await;
+        let seen = client.call("/t.T/Parts", &[], message(99_000)).await;
+        assert_eq!(seen, Seen { replies: vec![message(99_000)], ..refused(Code::Ok, "") });
+        assert_eq!(routes.sent.load(Ordering::SeqCst), 20);
+    });
+}
+
+#[test]
+fn a_reply_in_parts_that_breaks_off_is_an_error() {
+    with_server(1, async |address, _, _| {
+        let mut client = Client::connect(address).await;
+        let fails = Reply::of(&KeyValue { lease: 1, ..pair(99_000) }).0;
+        let seen = client.call("/t.T/Parts", &[], fails.clone()).await;
+        assert_eq!(
+            seen,
+            Seen { replies: vec![fails.slice(..15_000)], ..refused(Code::DataLoss, "page 7 is damaged") }
+        );
+    });
+}
+
+#[test]
+fn parts_are_made_as_the_client_takes_them() {
+    with_server(1, async |address, routes, _| {
+        let mut client = Client::connect(address).await;
+        for (end, dropped) in [("canceled", 1), ("late", 2)] {
+            routes.sent.store(0, Ordering::SeqCst);
+            let headers: &[(&str, &str)] = if end == "late" { &[("grpc-timeout", "300m")] } else { &[] };
+            let (response, mut stream) = client.start("/t.T/Parts", headers).await;
+            let large = KeyValue { value: vec![1; 95_000].into(), ..pair(0) };
+            send_all(&mut stream, Reply::of(&large).0).await.unwrap();
+            let (_, mut body) = response.await.unwrap().into_parts();
+            // The window is 65,535 bytes: that, one part on its way and one ahead.
+            until(|| routes.sent.load(Ordering::SeqCst) >= 15).await;
+            for _ in 0..1000 {
+                tokio::task::yield_now().await;
+            }
+            assert!(routes.sent.load(Ordering::SeqCst) <= 16, "it runs ahead of its client");
+            if end == "late" {
+                let mut taken = 0;
+                while let Some(chunk) = body.data().await {
+                    taken += chunk.unwrap().len();
+                }
+                assert_eq!(taken, 65_535);
+                let trailers = body.trailers().await.unwrap().unwrap();
+                assert_eq!(trailers.get("grpc-status").unwrap(), "4");
+            }
+            drop((body, stream));
+            until(|| routes.dropped.load(Ordering::SeqCst) == dropped).await;
+        }
+    });
 }
 
 #[test]

@@ -8,13 +8,15 @@ use trilith_proto::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest,
 };
 
-use super::{blocking, intervals, read};
+use super::intervals;
 use crate::apply::command::Command;
+use crate::apply::list;
 use crate::apply::quota;
-use crate::apply::range::{self, ReadError};
+use crate::apply::range::{self, Budget, ReadError};
 use crate::apply::txn::{self, Execution, Target, TxnError};
+use crate::blocking;
 use crate::core::Handle;
-use crate::reply::{Reply, put_embedded};
+use crate::reply::{Body, Reply, put_embedded};
 use crate::status::{self, Status};
 
 /// Room for an answer that may hold a pair.
@@ -24,18 +26,22 @@ const FIELD_RANGE_RESPONSE: u32 = 1;
 /// R15: keys in the first chunk of a stream.
 const FIRST_CHUNK_KEYS: usize = 10;
 
-/// Reads an interval.
-pub async fn range(handle: &Handle, request: RangeRequest) -> Result<Reply, Status> {
+/// Reads an interval: here within a small budget; if that does not do, anew on a thread that may block.
+pub async fn range(handle: &Handle, request: RangeRequest) -> Result<Body, Status> {
     check_range(&request)?;
     if !request.serializable {
         handle.read_point().await?;
     }
     let root = handle.root();
     let header = header(handle, &root);
-    let run = move |budget: &mut range::Budget| {
-        Reply::try_build(REPLY_BYTES, |buf| range::range(root.view(), &request, header, budget, buf))
-    };
-    read(run).await
+    let mut budget = Budget::INLINE;
+    let small =
+        Reply::try_build(REPLY_BYTES, |buf| range::range(root.view(), &request, header, &mut budget, buf));
+    match small {
+        Err(ReadError::OverBudget) => {}
+        done => return Ok(done?.into()),
+    }
+    blocking::read(move || Ok(list::answer(root, request, header)?)).await
 }
 
 /// Writes a pair.
@@ -79,8 +85,8 @@ pub async fn txn(handle: &Handle, request: TxnRequest) -> Result<Reply, Status> 
     }
     let root = handle.root();
     let header = header(handle, &root);
-    let run = move |budget: &mut range::Budget| {
-        let mut how = Execution { budget: *budget, wanted: true };
+    let run = move |budget: &mut Budget| {
+        let mut how = Execution::new(*budget, true);
         match read_txn(&root, &request, header, &mut how) {
             Ok(reply) => Ok(Ok(reply)),
             Err(TxnError::Refused(status)) => Ok(Err(status)),
@@ -88,11 +94,11 @@ pub async fn txn(handle: &Handle, request: TxnRequest) -> Result<Reply, Status> 
             Err(TxnError::Read(error)) => Err(error),
         }
     };
-    match run(&mut { range::Budget::INLINE }) {
+    match run(&mut { Budget::INLINE }) {
         Err(ReadError::OverBudget) => {}
         done => return done.map_err(Status::from)?,
     }
-    blocking(move || run(&mut { range::Budget::UNLIMITED }).map_err(Status::from)?).await
+    blocking::read(move || run(&mut { Budget::UNLIMITED }).map_err(Status::from)?).await
 }
 
 fn read_txn(
@@ -223,10 +229,14 @@ pub async fn range_stream(handle: &Handle, request: RangeRequest) -> Result<Rang
 }
 
 impl RangeStream {
-    /// The next message; None after the last one. Blocks for as long as it takes to read a chunk.
-    pub fn next_chunk(&mut self) -> Option<Result<Reply, Status>> {
-        let start = self.next.take()?;
-        Some(self.chunk(&start).map_err(Status::from))
+    /// The next message, and what is left; no message after the last one.
+    pub async fn next_chunk(mut self) -> Result<(Option<Reply>, RangeStream), Status> {
+        let Some(start) = self.next.take() else { return Ok((None, self)) };
+        blocking::read(move || {
+            let chunk = self.chunk(&start)?;
+            Ok((Some(chunk), self))
+        })
+        .await
     }
 
     fn chunk(&mut self, start: &[u8]) -> Result<Reply, ReadError> {
@@ -237,8 +247,11 @@ impl RangeStream {
         }
         let limit = usize::try_from(self.request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
         let keys = self.chunk_keys.min(limit - self.sent);
+        // So that what is held for a client stays bounded where great values follow small ones.
+        let bytes_max = self.chunk_bytes.saturating_mul(2);
         let mut kvs = BytesMut::with_capacity(REPLY_BYTES);
-        let (read, next) = range::chunk(view, &self.request, start, self.revision, keys, &mut kvs)?;
+        let (read, next) =
+            range::chunk(view, &self.request, start, self.revision, keys, bytes_max, &mut kvs)?;
         self.sent += read;
         if kvs.len() < self.chunk_bytes / 2 {
             self.chunk_keys = keys.saturating_mul(2);

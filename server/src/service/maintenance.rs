@@ -5,10 +5,10 @@ use trilith_proto::etcdserverpb::{
     StatusResponse,
 };
 
-use super::blocking;
 use crate::apply::alarm::{self, Alarms};
 use crate::apply::command::Command;
 use crate::apply::members;
+use crate::blocking;
 use crate::core::{Handle, SERVER_VERSION};
 use crate::reply::Reply;
 use crate::status::{self, Status};
@@ -46,7 +46,7 @@ pub async fn status(handle: &Handle, _: StatusRequest) -> Result<Reply, Status> 
 pub async fn hash(handle: &Handle, _: HashRequest) -> Result<Reply, Status> {
     let root = handle.root();
     let header = Some(handle.header(root.view().revision(), root.applied().1));
-    let hash = blocking(move || Ok(root.view().hash()?)).await?;
+    let hash = blocking::run(move || Ok(root.view().hash()?)).await?;
     Ok(Reply::of(&HashResponse { header, hash }))
 }
 
@@ -55,6 +55,6 @@ pub async fn hash_kv(handle: &Handle, request: HashKvRequest) -> Result<Reply, S
     let root = handle.root();
     let header = Some(handle.header(root.view().revision(), root.applied().1));
     let (hash, compact_revision, hash_revision) =
-        blocking(move || Ok(root.view().hash_kv(request.revision)?)).await?;
+        blocking::run(move || Ok(root.view().hash_kv(request.revision)?)).await?;
     Ok(Reply::of(&HashKvResponse { header, hash, compact_revision, hash_revision }))
 }

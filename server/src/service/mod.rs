@@ -9,8 +9,6 @@ pub mod kv;
 pub mod lease;
 pub mod maintenance;
 
-use crate::apply::range::{Budget, ReadError};
-use crate::reply::Reply;
 use crate::status::Status;
 
 /// RPCs that etcd has and this server does not serve yet, by their gRPC paths.
@@ -53,28 +51,4 @@ pub const UNIMPLEMENTED: &[&str] = &[
 pub fn unimplemented(path: &str) -> Option<Status> {
     let method = path.rsplit('/').next().filter(|_| UNIMPLEMENTED.contains(&path))?;
     Some(Status::unimplemented(method))
-}
-
-/// Runs a read here within a small budget; if that does not do, anew on a thread that may block.
-async fn read<F>(read: F) -> Result<Reply, Status>
-where
-    F: Fn(&mut Budget) -> Result<Reply, ReadError> + Send + 'static,
-{
-    let mut budget = Budget::INLINE;
-    match read(&mut budget) {
-        Err(ReadError::OverBudget) => {}
-        done => return done.map_err(Status::from),
-    }
-    blocking(move || {
-        let mut budget = Budget::UNLIMITED;
-        read(&mut budget).map_err(Status::from)
-    })
-    .await
-}
-
-/// Runs something long on a thread that may block.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
-) -> Result<T, Status> {
-    tokio::task::spawn_blocking(work).await.map_err(Status::internal)?
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use prost::Message;
 use trilith_disk::Disk;
 use trilith_disk::sim::SimDisk;
@@ -14,7 +14,7 @@ use trilith_proto::etcdserverpb as pb;
 use trilith_proto::etcdserverpb::request_op::Request as Op;
 use trilith_proto::etcdserverpb::response_op::Response;
 use trilith_server::core::{Config, Core, Fatal, Handle};
-use trilith_server::reply::Reply;
+use trilith_server::reply::{Body, Reply};
 use trilith_server::service;
 use trilith_server::status::Status;
 
@@ -129,7 +129,7 @@ impl Bed {
 
     pub fn range(&mut self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Status> {
         let handle = self.handle.clone();
-        self.run(async move { service::kv::range(&handle, request).await }).map(decode)
+        self.run(async move { service::kv::range(&handle, request).await }).map(|body| decode(whole(body)))
     }
 
     pub fn get(&mut self, key: &str) -> Option<String> {
@@ -195,6 +195,19 @@ impl Bed {
     pub fn revision(&self) -> i64 {
         self.handle.root().view().revision()
     }
+}
+
+/// An answer in one piece.
+pub fn whole(body: Body) -> Reply {
+    let mut parts = match body {
+        Body::Whole(reply) => return reply,
+        Body::Parts(parts) => parts,
+    };
+    let mut bytes = BytesMut::new();
+    while let Some(part) = parts.next() {
+        bytes.extend_from_slice(&part.unwrap());
+    }
+    Reply(bytes.freeze())
 }
 
 pub fn decode<M: Message + Default>(reply: Reply) -> M {

@@ -13,7 +13,11 @@ mod error;
 mod export;
 mod file;
 mod format;
+mod import;
+mod sort;
 
+#[cfg(test)]
+mod import_tests;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +25,7 @@ pub use entries::{Entries, Entry};
 pub use error::BoltError;
 pub use export::{CHUNK_BYTES, Export};
 pub use file::{BoltFile, Bucket, Trailer};
+pub use import::{Import, Imported, import};
 
 /// Entries of bucket `meta` that our stores keep beside their trees: index and term of the entry applied last, 8 bytes,
 /// big endian.

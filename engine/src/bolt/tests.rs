@@ -11,24 +11,24 @@ use super::*;
 use crate::tests::rng::Rng;
 use crate::{BUCKETS, Options, Root, Store, TreeId};
 
-const SNAPSHOT: &[u8] = include_bytes!("../../tests/bolt/small.snapshot");
+pub(super) const SNAPSHOT: &[u8] = include_bytes!("../../tests/bolt/small.snapshot");
 const FACTS: &str = include_str!("../../tests/bolt/small.txt");
 
 type Content = BTreeMap<String, Vec<(Vec<u8>, Vec<u8>)>>;
 
-fn seed(usual: u64) -> u64 {
+pub(super) fn seed(usual: u64) -> u64 {
     let seed = std::env::var("TRILITH_BOLT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(usual);
     println!("seed: TRILITH_BOLT_SEED={seed}");
     seed
 }
 
 /// Rounds of a random test; the long form has more.
-fn rounds(usual: usize) -> usize {
+pub(super) fn rounds(usual: usize) -> usize {
     let times = std::env::var("TRILITH_BOLT_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
     usual * times
 }
 
-fn disk_with(bytes: &[u8]) -> SimDisk {
+pub(super) fn disk_with(bytes: &[u8]) -> SimDisk {
     let disk = SimDisk::new();
     disk.create_dir_all(Path::new("d")).unwrap();
     let file = disk.open(Path::new("d/snapshot"), Open::CreateNew).unwrap();
@@ -62,18 +62,18 @@ fn status_hash(content: &Content) -> u32 {
     })
 }
 
-fn facts(what: &str) -> Vec<Vec<&'static str>> {
+pub(super) fn facts(what: &str) -> Vec<Vec<&'static str>> {
     let lines = FACTS.lines().filter_map(|line| line.strip_prefix(what)?.strip_prefix(' '));
     lines.map(|line| line.split(' ').collect()).collect()
 }
 
-fn store_on(disk: &SimDisk) -> Store {
+pub(super) fn store_on(disk: &SimDisk) -> Store {
     disk.create_dir_all(Path::new("s")).unwrap();
     let path = PathBuf::from("s/db");
     Store::open(Options { path, disk: Arc::new(disk.clone()), map: false, dirty_bytes_max: 1 << 20 }).unwrap()
 }
 
-fn bytes_of(mut export: Export) -> Vec<u8> {
+pub(super) fn bytes_of(mut export: Export) -> Vec<u8> {
     let mut bytes = Vec::new();
     let total = export.total_bytes();
     while let Some(chunk) = export.next_chunk().unwrap() {

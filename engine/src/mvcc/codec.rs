@@ -96,6 +96,18 @@ pub(super) fn as_first(value: &[u8]) -> Option<Vec<u8>> {
     Some(value)
 }
 
+/// The value of a tombstone in tree `Index` of which nothing older is left.
+pub(super) const FIRST_TOMBSTONE_VALUE: [u8; 1] = [TOMBSTONE_FIRST];
+
+/// Makes a value for an entry that is the first of its key one for an entry that follows a put.
+pub(super) fn after_a_put(value: &mut [u8]) {
+    match value.first_mut() {
+        Some(kind) if *kind == PUT_FIRST => *kind = PUT_AGAIN,
+        Some(kind) if *kind == TOMBSTONE_FIRST => *kind = TOMBSTONE,
+        _ => {}
+    }
+}
+
 /// What an entry of tree `Index` says of a put. Before it stands a byte that says what the entry adds to the number
 /// of live keys (`sums.rs`), the value of a tombstone is that byte alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,7 +264,7 @@ fn varint_len(number: u64) -> usize {
     (64 - (number | 1).leading_zeros() as usize).div_ceil(7)
 }
 
-fn take_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+pub(super) fn take_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let mut number = 0u64;
     for (i, byte) in bytes.iter().enumerate().take(10) {
         if i == 9 && *byte > 1 {

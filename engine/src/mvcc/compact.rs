@@ -25,8 +25,8 @@ use super::read::inconsistent;
 use super::{COMPACT_REVISION, Revision};
 use crate::{Store, StoreError, TreeId, View};
 
-const SCHEDULED: &[u8] = b"scheduledCompactRev";
-const FINISHED: &[u8] = b"finishedCompactRev";
+pub(super) const SCHEDULED: &[u8] = b"scheduledCompactRev";
+pub(super) const FINISHED: &[u8] = b"finishedCompactRev";
 
 /// So many entries are collected before their predecessors are removed.
 const BATCH: usize = 256;

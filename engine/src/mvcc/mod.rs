@@ -16,12 +16,14 @@ mod codec;
 mod compact;
 mod hash;
 mod read;
+mod rebuild;
 mod txn;
 
 pub use hash::BUCKETS;
 pub use read::{Changes, Keys};
 pub use txn::Txn;
 
+pub(crate) use rebuild::{Indexer, index_record, lift};
 pub(crate) use txn::Writer;
 
 use std::borrow::Cow;

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
-use trilith_proto::etcdserverpb::{LeaseKeepAliveRequest, RangeRequest};
+use trilith_proto::etcdserverpb::{LeaseKeepAliveRequest, RangeRequest, SnapshotRequest};
 use trilith_proto::healthpb::HealthListRequest;
 
 use super::watch::Watches;
 use super::{Call, Replies, Requests, Routes, health};
 use crate::core::Handle;
-use crate::service::{cluster, kv, lease, maintenance, unimplemented};
+use crate::service::{cluster, kv, lease, maintenance, snapshot, unimplemented};
 use crate::status::{self, Code, Status};
 
 /// All services of a member's client port. Clones share it.
@@ -87,6 +87,11 @@ impl Routes for Api {
             "/etcdserverpb.Maintenance/HashKV" => {
                 call.unary(async move |request| maintenance::hash_kv(&core, request).await);
             }
+            "/etcdserverpb.Maintenance/Snapshot" => {
+                call.server_streaming(async move |request, replies: &mut Replies| {
+                    send_snapshot(&core, request, replies).await
+                })
+            }
             "/grpc.health.v1.Health/Check" => call.unary(async |request| health::check(&request)),
             "/grpc.health.v1.Health/List" => call.unary(async |_: HealthListRequest| Ok(health::list())),
             "/grpc.health.v1.Health/Watch" => call.server_streaming(health::watch),
@@ -119,6 +124,22 @@ async fn range_stream(core: &Handle, request: RangeRequest, replies: &mut Replie
         (chunk, rest) = next?;
     }
     Ok(())
+}
+
+/// The next part is read elsewhere while the client takes this one.
+async fn send_snapshot(core: &Handle, request: SnapshotRequest, replies: &mut Replies) -> Result<(), Status> {
+    let mut snapshot = snapshot::begin(core, request);
+    loop {
+        let part = snapshot.next_part().await?;
+        if part.is_empty() {
+            return Ok(());
+        }
+        for message in part {
+            if replies.send(message).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// Renewals one after the other, as they come in; ends with the client's half-close.

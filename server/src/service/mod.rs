@@ -8,6 +8,7 @@ mod intervals;
 pub mod kv;
 pub mod lease;
 pub mod maintenance;
+pub mod snapshot;
 
 use crate::status::Status;
 
@@ -37,7 +38,6 @@ pub const UNIMPLEMENTED: &[&str] = &[
     "/etcdserverpb.Maintenance/Defragment",
     "/etcdserverpb.Maintenance/Downgrade",
     "/etcdserverpb.Maintenance/MoveLeader",
-    "/etcdserverpb.Maintenance/Snapshot",
     "/v3electionpb.Election/Campaign",
     "/v3electionpb.Election/Leader",
     "/v3electionpb.Election/Observe",

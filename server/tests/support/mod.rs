@@ -1,5 +1,5 @@
 //! A member as a process, and a small client for it.
-#![allow(unreachable_pub)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;

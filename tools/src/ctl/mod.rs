@@ -6,6 +6,7 @@ mod endpoint;
 mod kv;
 mod lease;
 mod member;
+mod snapshot;
 mod table;
 mod txn;
 mod watch;
@@ -122,6 +123,7 @@ async fn carry_out(verb: Verb, session: Session) -> Result<(), Failure> {
         Verb::EndpointHealth => endpoint::health(&session).await,
         Verb::EndpointHashKv => endpoint::hash_kv(&session).await,
         Verb::MemberList => member::list(&session).await,
+        Verb::SnapshotSave => snapshot::save(&session).await,
         Verb::Version | Verb::Options | Verb::Help | Verb::Later => Ok(()),
     }
 }

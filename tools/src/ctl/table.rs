@@ -21,6 +21,7 @@ pub(super) enum Verb {
     EndpointHealth,
     EndpointHashKv,
     MemberList,
+    SnapshotSave,
     Version,
     Options,
     Help,
@@ -250,7 +251,13 @@ pub(super) static COMMANDS: &[Command] = &[
     ),
     later(&["role", "list"], "role list"),
     later(&["role", "revoke-permission"], "role revoke-permission <role name> <key> [endkey]"),
-    later(&["snapshot", "save"], "snapshot save <filename>"),
+    command(
+        &["snapshot", "save"],
+        "snapshot save <filename>",
+        "Saves a member's store into a file",
+        NO_FLAGS,
+        Verb::SnapshotSave,
+    ),
     command(
         &["txn"],
         "txn [options]",

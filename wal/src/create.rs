@@ -243,6 +243,9 @@ fn find_start(dir: &Path, names: &[Name], after: u64) -> Result<usize, WalError>
             return Err(missing(format!("the segments between {a} and {b} are missing")));
         }
     }
+    if let Some(last) = names.last().filter(|last| last.seq == u64::MAX) {
+        return Err(missing(format!("no segment can follow {}", last.path.display())));
+    }
     Ok(start)
 }
 

@@ -16,7 +16,7 @@ const TELL_BYTES: u64 = 1 << 20;
 /// The writer's place when the worker is not to wait.
 const AT_ONCE: u64 = u64::MAX;
 /// Batches are large from this average on, in bytes.
-const LARGE_BATCH_BYTES: u64 = 32 << 10;
+const LARGE_BATCH_BYTES: u64 = 64 << 10;
 /// The average is taken over this much of the log.
 const AVERAGE_BYTES: u64 = 1 << 20;
 

@@ -180,7 +180,7 @@ fn written_per_byte(batch: usize) -> f64 {
 
 #[test]
 fn large_batches_are_written_once_and_small_ones_on_zeros() {
-    let (small, large) = (written_per_byte(3000), written_per_byte(60_000));
+    let (small, large) = (written_per_byte(3000), written_per_byte(100_000));
     assert!((1.9..2.2).contains(&small) && (1.0..1.1).contains(&large), "{small} and {large}");
 }
 

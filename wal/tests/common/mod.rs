@@ -67,7 +67,7 @@ fn number(bytes: &[u8], at: &mut usize) -> u64 {
 }
 
 /// Castagnoli's CRC bit by bit, as slow and as plain as it gets.
-fn crc32c(start: u32, bytes: &[u8]) -> u32 {
+pub fn crc32c(start: u32, bytes: &[u8]) -> u32 {
     let mut crc = !start;
     for byte in bytes {
         crc ^= u32::from(*byte);

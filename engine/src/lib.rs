@@ -12,6 +12,7 @@ pub mod bolt;
 mod cache;
 mod check;
 mod checkpoint;
+mod compress;
 mod crc;
 mod cursor;
 mod edit;
@@ -116,4 +117,6 @@ pub struct Options {
     pub map: bool,
     /// A checkpoint is due when dirty nodes hold this many bytes.
     pub dirty_bytes_max: usize,
+    /// Store long values compressed where that pays.
+    pub compress: bool,
 }

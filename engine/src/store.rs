@@ -58,6 +58,7 @@ pub struct Store {
     used_pages: u64,
     dirty_bytes: usize,
     dirty_bytes_max: usize,
+    compress: bool,
     /// What MVCC keeps between transactions.
     pub(crate) mvcc: crate::mvcc::Writer,
 }
@@ -98,6 +99,7 @@ impl Store {
             used_pages,
             dirty_bytes: 0,
             dirty_bytes_max: options.dirty_bytes_max,
+            compress: options.compress,
             mvcc: Default::default(),
         })
     }
@@ -205,7 +207,8 @@ impl Store {
         let checkpoint = self.next_checkpoint;
         self.next_checkpoint += 1;
         let retired = std::mem::take(&mut self.retired);
-        Some(CheckpointJob { state, space, durable: self.durable.clone(), checkpoint, freed, retired })
+        let (durable, compress) = (self.durable.clone(), self.compress);
+        Some(CheckpointJob { state, space, durable, checkpoint, compress, freed, retired })
     }
 
     /// Lets go of what checkpoint T gave up, once T + 1 is durable and no root is left that may see it: such roots

@@ -103,7 +103,7 @@ const NO_EFFECT: [&str; 10] = [
 ];
 
 /// Our own flags.
-const OWN: [Row; 2] = [
+const OWN: [Row; 3] = [
     Row {
         name: "trilith-wal-io",
         kind: Kind::Flag,
@@ -123,6 +123,16 @@ const OWN: [Row; 2] = [
         group: "Trilith",
         support: Support::Works,
         note: "threads that serve connections; 0 means 1 on up to 2 cores, else half of them, at most 4",
+    },
+    Row {
+        name: "trilith-compress-values",
+        kind: Kind::Flag,
+        env: "ETCD_TRILITH_COMPRESS_VALUES",
+        type_name: "bool",
+        default: "true",
+        group: "Trilith",
+        support: Support::Works,
+        note: "whether values of 1 KiB and more are stored compressed where that pays; may change at any start",
     },
 ];
 

@@ -72,6 +72,8 @@ pub struct Config {
     pub max_wals: usize,
     /// Unwritten bytes of the store that make a checkpoint due.
     pub dirty_bytes_max: usize,
+    /// --trilith-compress-values.
+    pub compress_values: bool,
     /// Bytes of log entries that make a checkpoint due: bounds the replay after a crash.
     pub checkpoint_log_bytes: u64,
     /// Age of the last checkpoint that makes one due when something changed since.
@@ -115,6 +117,7 @@ impl Config {
             fsync: true,
             max_wals: 5,
             dirty_bytes_max: 256 << 20,
+            compress_values: true,
             checkpoint_log_bytes: 64 << 20,
             checkpoint_interval: Duration::from_secs(30),
             name: "default".into(),

@@ -1,13 +1,11 @@
 //! A bounded cache of clean pages, for files that are not mapped.
 //!
-//! Promises: it holds at most [`BYTES_MAX`] bytes (one entry per shard more at most); what it holds has been
+//! Promises: it holds no more bytes than it was made for (one entry per shard more at most); what it holds has been
 //! verified by its owner. An entry lives as long as somebody uses it, evicted or not.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// What the cache may hold, in bytes.
-pub(crate) const BYTES_MAX: usize = 64 << 20;
 const SHARDS: usize = 16;
 
 #[derive(Debug, Default)]
@@ -28,15 +26,23 @@ struct Entry {
 #[derive(Debug)]
 pub(crate) struct Cache {
     shards: Vec<Mutex<Shard>>,
+    /// What each shard may hold.
+    shard_bytes: usize,
 }
 
 impl Cache {
-    pub(crate) fn new() -> Cache {
-        Cache { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+    /// A cache of so many bytes.
+    pub(crate) fn new(bytes: usize) -> Cache {
+        Cache { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), shard_bytes: bytes / SHARDS }
     }
 
     fn shard(&self, page: u64) -> MutexGuard<'_, Shard> {
         self.shards[page as usize % SHARDS].lock().expect("no holder of this lock panics")
+    }
+
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        (0..SHARDS as u64).map(|n| self.shard(n).bytes).sum()
     }
 
     pub(crate) fn get(&self, page: u64) -> Option<Arc<[u8]>> {
@@ -54,7 +60,7 @@ impl Cache {
         shard.bytes += bytes.len();
         shard.entries.insert(page, Entry { bytes, used: false });
         shard.clock.push_back(page);
-        while shard.bytes > BYTES_MAX / SHARDS && shard.clock.len() > 1 {
+        while shard.bytes > self.shard_bytes && shard.clock.len() > 1 {
             shard.evict();
         }
     }

@@ -87,7 +87,7 @@ impl<'s> Edit<'s> {
     /// A page from disk, for changing.
     fn take_page(&mut self, link: &Link, level: Option<u8>) -> Result<Arc<Node>, StoreError> {
         let page = self.source.page(link, self.id as u8, level)?;
-        let node = Node::from_disk(page.page().0, self.batch);
+        let node = Node::from_disk(page.page().0, self.batch, self.source.memory());
         self.garbage.extents.push((link.page, 1));
         *self.dirty_bytes += PAGE;
         Ok(Arc::new(node))
@@ -107,7 +107,7 @@ impl<'s> Edit<'s> {
 
     fn new_node(&mut self, level: u8) -> Node {
         *self.dirty_bytes += PAGE;
-        Node::new(self.id, level, self.batch)
+        Node::new(self.id, level, self.batch, self.source.memory())
     }
 
     fn count_long(&mut self, part: &[u8], inline_max: usize) {

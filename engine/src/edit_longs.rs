@@ -46,7 +46,7 @@ impl Edit<'_> {
         let mut extents = Vec::new();
         for (i, part, extent, bytes) in taken {
             *self.dirty_bytes += bytes.len();
-            node.set_blob(i, part, Blob::new(bytes));
+            node.set_blob(i, part, Blob::new(bytes, self.source.memory()));
             extents.push(extent);
         }
         self.give_up(node, &mut extents);

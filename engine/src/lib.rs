@@ -12,15 +12,16 @@ pub mod bolt;
 mod cache;
 mod check;
 mod checkpoint;
-mod compress;
 mod crc;
 mod cursor;
+mod damage;
 mod edit;
 mod edit_longs;
 mod error;
 mod extent;
 mod map;
 mod mark;
+mod memory;
 mod meta;
 mod mvcc;
 mod node;
@@ -29,6 +30,7 @@ mod order;
 mod pack;
 mod page;
 mod root;
+mod scrub;
 mod search;
 mod source;
 mod space;
@@ -45,9 +47,11 @@ use trilith_disk::Disk;
 
 pub use checkpoint::{CheckpointDone, CheckpointInfo, CheckpointJob};
 pub use cursor::Cursor;
+pub use damage::Damage;
 pub use error::StoreError;
 pub use mvcc::*;
 pub use root::{Reader, Root, Value, View};
+pub use scrub::{Scrub, ScrubPiece};
 pub use store::Store;
 
 /// How many numbers belong to a root beside its trees ([`View::counter`]).
@@ -104,6 +108,24 @@ impl TreeId {
         TreeId::MembersRemoved,
         TreeId::Cluster,
     ];
+
+    /// Its name: of a bucket of etcd, or our own.
+    pub fn name(self) -> &'static str {
+        match self {
+            TreeId::Key => "key",
+            TreeId::Index => "index",
+            TreeId::LeaseKey => "lease keys",
+            TreeId::Meta => "meta",
+            TreeId::Lease => "lease",
+            TreeId::Alarm => "alarm",
+            TreeId::Auth => "auth",
+            TreeId::AuthUsers => "authUsers",
+            TreeId::AuthRoles => "authRoles",
+            TreeId::Members => "members",
+            TreeId::MembersRemoved => "members_removed",
+            TreeId::Cluster => "cluster",
+        }
+    }
 }
 
 /// How to open a store.
@@ -115,8 +137,6 @@ pub struct Options {
     pub disk: Arc<dyn Disk>,
     /// Read clean pages through a memory map; else through pread and a bounded cache (always so on a simulated disk).
     pub map: bool,
-    /// A checkpoint is due when dirty nodes hold this many bytes.
+    /// A checkpoint is due when dirty nodes hold this many bytes. The cache of a file that is not mapped holds as many.
     pub dirty_bytes_max: usize,
-    /// Store long values compressed where that pays.
-    pub compress: bool,
 }

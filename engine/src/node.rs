@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use crate::TreeId;
 use crate::extent::{Extent, Long, Part, count_in};
 use crate::mark::Mark;
+use crate::memory::{Memory, Taken};
 use crate::order::Order;
 use crate::page::{
     CellValue, KEY_INLINE_MAX, Link, PAGE, PageBytes, PageMut, PageView, Place, Sums, VALUE_INLINE_MAX,
@@ -26,11 +27,13 @@ pub(crate) struct Blob {
     pub(crate) written: Mark<Long>,
     /// CRC-32C of the bytes, once somebody asked.
     crc: OnceLock<u32>,
+    _taken: Taken,
 }
 
 impl Blob {
-    pub(crate) fn new(bytes: Arc<[u8]>) -> Arc<Blob> {
-        Arc::new(Blob { bytes, written: Mark::default(), crc: OnceLock::new() })
+    pub(crate) fn new(bytes: Arc<[u8]>, memory: &Memory) -> Arc<Blob> {
+        let _taken = memory.take(bytes.len() + size_of::<Blob>());
+        Arc::new(Blob { bytes, written: Mark::default(), crc: OnceLock::new(), _taken })
     }
 
     /// CRC-32C of the bytes.
@@ -113,7 +116,11 @@ pub(crate) struct Node {
     pub(crate) written: Mark<Link>,
     /// What it and the nodes below it hold, once somebody asked.
     pub(crate) sums: OnceLock<Sums>,
+    taken: Taken,
 }
+
+/// What a node takes in memory: its page, itself, and something for side tables, of which most nodes have none.
+const NODE_BYTES: usize = PAGE + size_of::<Node>() + 64;
 
 /// What a removed cell referred to, for the caller to let go.
 #[derive(Debug, Default)]
@@ -135,20 +142,20 @@ impl Released {
 
 impl Node {
     /// An empty node. A tree never keeps one.
-    pub(crate) fn new(tree: TreeId, level: u8, batch: u64) -> Node {
+    pub(crate) fn new(tree: TreeId, level: u8, batch: u64, memory: &Memory) -> Node {
         let mut page = Box::new([0; PAGE]);
         PageMut(&mut page).init(tree as u8, level, Order::of(tree));
-        Node::with_page(page, batch)
+        Node::with_page(page, batch, memory)
     }
 
     /// A page from disk, to be changed.
-    pub(crate) fn from_disk(bytes: &[u8], batch: u64) -> Node {
+    pub(crate) fn from_disk(bytes: &[u8], batch: u64, memory: &Memory) -> Node {
         let mut page = Box::new([0; PAGE]);
         page.copy_from_slice(bytes);
-        Node::with_page(page, batch)
+        Node::with_page(page, batch, memory)
     }
 
-    fn with_page(page: Box<PageBytes>, batch: u64) -> Node {
+    fn with_page(page: Box<PageBytes>, batch: u64, memory: &Memory) -> Node {
         Node {
             page,
             children: Children::default(),
@@ -156,6 +163,7 @@ impl Node {
             batch,
             written: Mark::default(),
             sums: OnceLock::new(),
+            taken: memory.take(NODE_BYTES),
         }
     }
 
@@ -168,6 +176,7 @@ impl Node {
             batch,
             written: Mark::default(),
             sums: self.sums.clone(),
+            taken: self.taken.memory().take(NODE_BYTES),
         }
     }
 
@@ -211,7 +220,7 @@ impl Node {
     }
 
     fn add_long(&mut self, bytes: &[u8], inline_max: usize) -> Option<usize> {
-        (bytes.len() > inline_max).then(|| self.add_blob(Blob::new(bytes.into())))
+        (bytes.len() > inline_max).then(|| self.add_blob(Blob::new(bytes.into(), self.taken.memory())))
     }
 
     /// Whether a child with a key of this length fits.
@@ -388,7 +397,7 @@ impl Node {
             let blob = self.take_blob(place);
             match usages.iter().any(|usage| usage.extent == long.extent) {
                 true => self.edit().set_long(i, part, Place::Disk(long)),
-                false => self.set_blob(i, part, Blob::new(blob.bytes.clone())),
+                false => self.set_blob(i, part, Blob::new(blob.bytes.clone(), self.taken.memory())),
             }
         }
     }

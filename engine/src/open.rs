@@ -36,7 +36,7 @@ pub(crate) fn open(options: &Options) -> Result<Opened, StoreError> {
         true => locked(options, &options.path, Open::Existing)?,
         false => create(options)?,
     };
-    let source = Arc::new(Source::new(options.path.clone(), file, options.map)?);
+    let source = Arc::new(Source::new(options, file)?);
     // What a crash left in the page cache must be on disk before we build on it.
     source.sync()?;
     let (mut metas, mut errors) = (Vec::new(), Vec::new());

@@ -33,12 +33,18 @@ impl<'a> Tree<'a> {
         Order::of(self.id)
     }
 
+    /// Tells of damage, whatever the reader makes of the error.
+    #[inline]
+    fn noted<T>(&self, read: Result<T, StoreError>) -> Result<T, StoreError> {
+        read.inspect_err(|error| self.source.damages().note(self.id, error))
+    }
+
     /// The root's node; None for an empty tree.
     pub(crate) fn top(&self, root: &'a TreeRoot) -> Result<Option<NodeRef<'a>>, StoreError> {
         Ok(match root {
             TreeRoot::Empty => None,
             TreeRoot::Memory(node) => Some(NodeRef::Dirty(node)),
-            TreeRoot::Disk(link) => Some(self.source.page(link, self.id as u8, None)?),
+            TreeRoot::Disk(link) => Some(self.noted(self.source.page(link, self.id as u8, None))?),
         })
     }
 
@@ -47,7 +53,9 @@ impl<'a> Tree<'a> {
     pub(crate) fn child(&self, node: &NodeRef<'a>, i: usize) -> Result<NodeRef<'a>, StoreError> {
         match (node.page().child(i), node) {
             (Place::Memory(place), NodeRef::Dirty(node)) => Ok(NodeRef::Dirty(node.child_at(place))),
-            (Place::Disk(link), _) => self.source.page(&link, self.id as u8, Some(node.page().level() - 1)),
+            (Place::Disk(link), _) => {
+                self.noted(self.source.page(&link, self.id as u8, Some(node.page().level() - 1)))
+            }
             (Place::Memory(_), _) => unreachable!("pages on disk name no memory: checked when first read"),
         }
     }
@@ -55,7 +63,7 @@ impl<'a> Tree<'a> {
     fn long(&self, node: &NodeRef<'a>, place: Place<Long>) -> Result<Value<'a>, StoreError> {
         match (place, node) {
             (Place::Memory(place), NodeRef::Dirty(node)) => Ok(Value::Page(&node.blob(place).bytes)),
-            (Place::Disk(long), _) => self.source.long(&long),
+            (Place::Disk(long), _) => self.noted(self.source.long(&long)),
             (Place::Memory(_), _) => unreachable!("pages on disk name no memory: checked when first read"),
         }
     }

@@ -11,11 +11,13 @@ use std::sync::{Arc, OnceLock};
 use trilith_disk::File;
 
 use crate::cache::Cache;
+use crate::damage::Damages;
 use crate::extent::Long;
 use crate::map::Map;
+use crate::memory::Memory;
 use crate::node::Node;
 use crate::page::{Link, PAGE, PageView};
-use crate::{StoreError, Value};
+use crate::{Options, StoreError, Value};
 
 /// The file grows by a sixteenth, but at least by 1 MiB and at most by 64 MiB.
 const GROW_PAGES_MIN: u64 = 256;
@@ -69,22 +71,28 @@ pub(crate) struct Source {
     pages: Pages,
     /// The first error of a checkpoint: no change is taken after it.
     stopped: OnceLock<String>,
+    memory: Memory,
+    damages: Damages,
     /// How often a page was asked for.
     #[cfg(test)]
     pub(crate) pages_read: AtomicU64,
 }
 
 impl Source {
-    /// `map`: by a memory map, where the file has a descriptor. Errors: Io.
-    pub(crate) fn new(path: PathBuf, file: Arc<dyn File>, map: bool) -> Result<Source, StoreError> {
-        let pages =
-            if map && file.fd().is_some() { Pages::Map(Map::new()) } else { Pages::Cache(Cache::new()) };
+    /// By a memory map if that is wanted and the file has a descriptor. Errors: Io.
+    pub(crate) fn new(options: &Options, file: Arc<dyn File>) -> Result<Source, StoreError> {
+        let pages = match options.map && file.fd().is_some() {
+            true => Pages::Map(Map::new()),
+            false => Pages::Cache(Cache::new(options.dirty_bytes_max)),
+        };
         let source = Source {
-            path,
+            path: options.path.clone(),
             file,
             file_pages: AtomicU64::new(0),
             pages,
             stopped: OnceLock::new(),
+            memory: Memory::default(),
+            damages: Damages::default(),
             #[cfg(test)]
             pages_read: AtomicU64::new(0),
         };
@@ -99,6 +107,21 @@ impl Source {
         }
         self.file_pages.store(pages, Ordering::Release);
         Ok(())
+    }
+
+    /// What nodes and blobs take.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    #[cfg(test)]
+    pub(crate) fn cached_bytes(&self) -> usize {
+        if let Pages::Cache(cache) = &self.pages { cache.bytes() } else { 0 }
+    }
+
+    /// What was found damaged.
+    pub(crate) fn damages(&self) -> &Damages {
+        &self.damages
     }
 
     /// Length of the file.
@@ -199,6 +222,27 @@ impl Source {
         Ok(node)
     }
 
+    /// The same, read from the file however often it was verified.
+    pub(crate) fn page_on_disk<'a>(
+        &self,
+        link: &Link,
+        tree: u8,
+        level: Option<u8>,
+    ) -> Result<NodeRef<'a>, StoreError> {
+        let bytes = self.read(link.page, PAGE)?;
+        self.verify_page(link, &bytes)?;
+        self.verify_kind(link.page, PageView(&bytes), tree, level)?;
+        Ok(NodeRef::Cached(bytes))
+    }
+
+    /// Pages turned out not to hold what they should: whoever reads them next verifies them anew. (What a cache holds
+    /// is good: it was verified, and is not the file.)
+    pub(crate) fn distrust(&self, first: u64, pages: u64) {
+        if let Pages::Map(map) = &self.pages {
+            (first..first + pages).for_each(|page| map.forget(page));
+        }
+    }
+
     #[inline]
     fn mapped_page<'a>(&self, map: &'a Map, link: &Link) -> Result<&'a [u8], StoreError> {
         let bytes = self.mapped(map, link.page, PAGE)?;
@@ -232,20 +276,7 @@ impl Source {
             let expected = u64::from(long.stored_crc);
             return Err(self.corrupt(long.extent.page, "extent checksum", expected, u64::from(found)));
         }
-        if long.is_compressed() { self.decompress(long, &bytes) } else { Ok(bytes) }
-    }
-
-    fn decompress<'a>(&'a self, long: &Long, stored: &[u8]) -> Result<Value<'a>, StoreError> {
-        let corrupt = |field, expected, found| {
-            Err(self.corrupt(long.extent.page, field, u64::from(expected), u64::from(found)))
-        };
-        let Some(value) = crate::compress::decompress(stored, long.len as usize) else {
-            return corrupt("compressed value", long.len, 0);
-        };
-        match crc32c::crc32c(&value) {
-            found if found != long.crc => corrupt("checksum of a compressed value", long.crc, found),
-            _ => Ok(Value::Shared(value, 0..long.len as usize)),
-        }
+        Ok(bytes)
     }
 
     fn stored<'a>(&'a self, long: &Long) -> Result<Value<'a>, StoreError> {

@@ -14,7 +14,7 @@ use crate::page::PAGE;
 use crate::root::{Generation, Reader, State, View};
 use crate::search::TreeRoot;
 use crate::space::Space;
-use crate::{KEY_MAX, Options, StoreError, TreeId, VALUE_MAX};
+use crate::{Damage, KEY_MAX, Options, StoreError, TreeId, VALUE_MAX};
 
 /// How many written nodes each batch frees: about 20 us.
 const FREED_PER_BATCH: usize = 64;
@@ -56,9 +56,10 @@ pub struct Store {
     no_space: bool,
     high_water: u64,
     used_pages: u64,
+    /// Memory taken when the running checkpoint began, or the first of those that found no room.
+    memory_at_begin: usize,
     dirty_bytes: usize,
     dirty_bytes_max: usize,
-    compress: bool,
     /// What MVCC keeps between transactions.
     pub(crate) mvcc: crate::mvcc::Writer,
 }
@@ -68,6 +69,9 @@ impl Store {
     /// Errors: Locked, Unsupported, Corrupt when no checkpoint of the file is whole, Io.
     pub fn open(options: Options) -> Result<Store, StoreError> {
         let opened = crate::open::open(&options)?;
+        // What kept an older checkpoint from being taken is no part of this one.
+        opened.source.damages().take();
+        opened.source.damages().forget();
         let generation = Arc::new(Generation(opened.durable.checkpoint));
         let mut state = State {
             trees: opened.meta.trees(),
@@ -97,9 +101,9 @@ impl Store {
             no_space: false,
             high_water,
             used_pages,
+            memory_at_begin: 0,
             dirty_bytes: 0,
             dirty_bytes_max: options.dirty_bytes_max,
-            compress: options.compress,
             mvcc: Default::default(),
         })
     }
@@ -187,6 +191,19 @@ impl Store {
         self.dirty_bytes
     }
 
+    /// Bytes that nodes take in memory, with the long keys and values beside them: dirty ones, those that a checkpoint
+    /// is writing or has written and that are not freed yet, and those that only readers' roots still hold.
+    pub fn memory_bytes(&self) -> usize {
+        self.state.source.memory().bytes()
+    }
+
+    /// What a checkpoint that is running, or found no room, has been joined by in memory since it began. None
+    /// when there is none: then what is in memory is not about to be freed.
+    pub fn memory_since_checkpoint(&self) -> Option<usize> {
+        let waits = self.frozen.is_some() || self.no_space;
+        waits.then(|| self.memory_bytes().saturating_sub(self.memory_at_begin))
+    }
+
     /// Whether dirty nodes hold as much as the options allow, and no checkpoint is running.
     pub fn checkpoint_due(&self) -> bool {
         self.frozen.is_none() && self.dirty_bytes >= self.dirty_bytes_max
@@ -207,8 +224,10 @@ impl Store {
         let checkpoint = self.next_checkpoint;
         self.next_checkpoint += 1;
         let retired = std::mem::take(&mut self.retired);
-        let (durable, compress) = (self.durable.clone(), self.compress);
-        Some(CheckpointJob { state, space, durable, checkpoint, compress, freed, retired })
+        if !self.no_space {
+            self.memory_at_begin = self.memory_bytes();
+        }
+        Some(CheckpointJob { state, space, durable: self.durable.clone(), checkpoint, freed, retired })
     }
 
     /// Lets go of what checkpoint T gave up, once T + 1 is durable and no root is left that may see it: such roots
@@ -294,6 +313,11 @@ impl Store {
         self.durable.checkpoint
     }
 
+    /// What readers and the scrub found damaged since the last call. Cheap when there is nothing.
+    pub fn take_damage(&self) -> Vec<Damage> {
+        self.state.source.damages().take()
+    }
+
     /// Walks every tree and verifies every invariant; between checkpoints also that each page in use is reached
     /// exactly once. Reads the whole store: for tests and tools.
     /// Errors: the first invariant that does not hold, as Corrupt; Io.
@@ -349,6 +373,11 @@ impl Store {
             }
         }
         usages
+    }
+
+    /// Bytes in the cache of clean pages.
+    pub(crate) fn cached_bytes(&self) -> usize {
+        self.state.source.cached_bytes()
     }
 
     /// The page of a tree's root, if it is on disk.

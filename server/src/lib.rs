@@ -13,6 +13,7 @@ pub mod config;
 pub mod core;
 pub mod lease;
 pub mod logging;
+pub mod memory;
 pub mod reply;
 pub mod rpc;
 pub mod run;

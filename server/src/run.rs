@@ -25,8 +25,8 @@ use trilith_wal::Wal;
 use crate::apply::quota::Quota;
 use crate::config::{self, Config, Note, Refusal, Setting};
 use crate::core::{self, Core, Peer};
-use crate::logging;
 use crate::rpc::{Api, Options, Server, Stop};
+use crate::{logging, memory};
 
 /// Runs the process; what it was given does not include its own name.
 pub fn main(
@@ -231,7 +231,6 @@ fn core_config(config: &Config, disk: Arc<dyn Disk>) -> core::Config {
     core::Config {
         wal_dir: config.wal_dir.clone(),
         wal_io: config.wal_io,
-        compress_values: config.compress_values,
         fsync: config.fsync,
         max_wals: config.max_wals,
         name: config.name.clone(),
@@ -246,6 +245,7 @@ fn core_config(config: &Config, disk: Arc<dyn Disk>) -> core::Config {
         max_request_bytes: config.max_request_bytes,
         max_txn_ops: config.max_txn_ops,
         quota: Quota::new(config.quota_backend_bytes),
+        memory_budget: config.memory_budget.unwrap_or_else(|| memory::default_budget() as usize),
         seed: RandomState::new().hash_one(std::process::id()),
         unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
         ..core::Config::new(config.data_dir.clone(), disk)

@@ -46,8 +46,7 @@ fn import_of(file: &[u8]) -> Store {
         memory: 0,
     };
     import(&options, &mut |_, _| ()).unwrap();
-    Store::open(Options { path: "d/db".into(), disk, map: false, dirty_bytes_max: 1 << 20, compress: true })
-        .unwrap()
+    Store::open(Options { path: "d/db".into(), disk, map: false, dirty_bytes_max: 1 << 20 }).unwrap()
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub const ETCD_VERSION: &str = "3.7.1";
 
 const ELECTION_MS_MAX: u64 = 50_000;
 const PROGRESS_INTERVAL_DEFAULT: Duration = Duration::from_secs(600);
+/// A quarter of it holds several checkpoints' worth of the largest requests.
+const MEMORY_BUDGET_MIN: usize = 16 << 20;
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// What gRPC may add to a request.
 const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
@@ -105,8 +107,6 @@ pub struct Config {
     pub max_wals: usize,
     /// How the log is written.
     pub wal_io: IoChoice,
-    /// Whether long values are stored compressed.
-    pub compress_values: bool,
     /// False: nothing is ever synced.
     pub fsync: bool,
     /// Largest proposal, in bytes.
@@ -125,6 +125,8 @@ pub struct Config {
     pub warning_apply_duration: Duration,
     /// Threads that serve connections.
     pub io_threads: usize,
+    /// Bytes; None: by the memory of the machine.
+    pub memory_budget: Option<usize>,
     /// Where log lines go.
     pub logging: logging::Options,
     /// Every flag with its effective value, for the log.
@@ -189,7 +191,6 @@ impl Config {
             election_timeout,
             pre_vote: flag_is_true(&given, "pre-vote"),
             max_wals: uint(&given, "max-wals")?,
-            compress_values: flag_is_true(&given, "trilith-compress-values"),
             wal_io: match given.text("trilith-wal-io") {
                 "uring" => IoChoice::Uring,
                 "sync" => IoChoice::Sync,
@@ -211,6 +212,7 @@ impl Config {
                 0 => (cores / 2).min(4),
                 n => n,
             },
+            memory_budget: memory_budget(&given)?,
             logging: logging_of(&given)?,
             effective: effective(&given),
             notes: given.notes,
@@ -304,6 +306,15 @@ fn uint<T: TryFrom<u64>>(given: &Given, name: &str) -> Result<T, String> {
 /// Only for flags of that type, which were checked when they were read.
 fn duration(given: &Given, name: &str) -> Duration {
     value::duration_of(given.text(name)).unwrap_or_default()
+}
+
+fn memory_budget(given: &Given) -> Result<Option<usize>, String> {
+    let text = given.text("trilith-memory-budget");
+    match value::size_of(text).and_then(|bytes| usize::try_from(bytes).ok()) {
+        Some(0) => Ok(None),
+        Some(bytes) if bytes >= MEMORY_BUDGET_MIN => Ok(Some(bytes)),
+        _ => Err(format!("--trilith-memory-budget={text} is less than 16MiB, or too large for this machine")),
+    }
 }
 
 fn max_request_bytes(given: &Given) -> Result<usize, String> {

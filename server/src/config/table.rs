@@ -54,7 +54,7 @@ pub(super) struct Row {
 }
 
 /// Flags that do what they say.
-const WORKS: [&str; 31] = [
+const WORKS: [&str; 32] = [
     "advertise-client-urls",
     "data-dir",
     "election-timeout",
@@ -80,6 +80,7 @@ const WORKS: [&str; 31] = [
     "pre-vote",
     "quota-backend-bytes",
     "trilith-io-threads",
+    "trilith-memory-budget",
     "trilith-wal-io",
     "unsafe-no-fsync",
     "version",
@@ -125,14 +126,15 @@ const OWN: [Row; 3] = [
         note: "threads that serve connections; 0 means 1 on up to 2 cores, else half of them, at most 4",
     },
     Row {
-        name: "trilith-compress-values",
+        name: "trilith-memory-budget",
         kind: Kind::Flag,
-        env: "ETCD_TRILITH_COMPRESS_VALUES",
-        type_name: "bool",
-        default: "true",
+        env: "ETCD_TRILITH_MEMORY_BUDGET",
+        type_name: "size",
+        default: "0",
         group: "Trilith",
         support: Support::Works,
-        note: "whether values of 1 KiB and more are stored compressed where that pays; may change at any start",
+        note: "bytes (or KiB, MiB, GiB) for what the store has not written yet and for its caches, 16MiB at least; 0 means \
+               a quarter of the memory, 256MiB at least and 2GiB at most",
     },
 ];
 

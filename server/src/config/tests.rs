@@ -23,6 +23,7 @@ fn other_value(row: &Row) -> String {
         "bool" => (row.default != "true").to_string(),
         "uint" | "uint32" | "uint64" | "int" | "int64" => "7".to_owned(),
         "duration" => "7m".to_owned(),
+        "size" => "700MiB".to_owned(),
         "url-list" => "http://127.0.0.1:7777".to_owned(),
         list if list.starts_with("enum(") => {
             let mut choices = list["enum(".len()..list.len() - 1].split('|');

@@ -8,6 +8,7 @@ pub(super) fn check(type_name: &str, text: &str) -> Result<(), String> {
     match type_name {
         "bool" if bool_of(text).is_none() => parse_error(),
         "uint" | "uint64" if uint_of(text).is_none() => parse_error(),
+        "size" if size_of(text).is_none() => parse_error(),
         "uint32" => match uint_of(text) {
             None => parse_error(),
             Some(n) if n > u64::from(u32::MAX) => Err("value out of range".to_owned()),
@@ -33,6 +34,7 @@ pub(super) fn same(type_name: &str, a: &str, b: &str) -> bool {
         "uint" | "uint32" | "uint64" => uint_of(a) == uint_of(b),
         "int" | "int64" => int_of(a) == int_of(b),
         "duration" => duration_of(a) == duration_of(b),
+        "size" => size_of(a) == size_of(b),
         _ => a == b,
     }
 }
@@ -62,6 +64,14 @@ pub(super) fn uint_of(text: &str) -> Option<u64> {
         return None;
     }
     u64::from_str_radix(&digits.replace('_', ""), radix).ok()
+}
+
+/// Bytes: a number, or one of KiB, MiB, GiB. (Go's flags have no such type; our own have.)
+pub(super) fn size_of(text: &str) -> Option<u64> {
+    let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+    let unit = units.into_iter().find_map(|(name, bytes)| Some((text.strip_suffix(name)?, bytes)));
+    let (number, bytes) = unit.unwrap_or((text, 1));
+    uint_of(number)?.checked_mul(bytes)
 }
 
 pub(super) fn int_of(text: &str) -> Option<i64> {
@@ -130,6 +140,14 @@ mod tests {
         }
         for bad in ["", "-1", "+1", "1.5", "ten", "08", "1__0", "18446744073709551616"] {
             assert_eq!(uint_of(bad), None, "{bad}");
+        }
+        for (text, bytes) in
+            [("0", 0), ("4096", 4096), ("7KiB", 7168), ("512MiB", 512 << 20), ("3GiB", 3 << 30)]
+        {
+            assert_eq!(size_of(text), Some(bytes), "{text}");
+        }
+        for bad in ["MiB", "1.5GiB", "1 MiB", "1MB", "1kib", "-1KiB", "17179869184GiB"] {
+            assert_eq!(size_of(bad), None, "{bad}");
         }
         assert_eq!(int_of("-9223372036854775808"), Some(i64::MIN));
         assert_eq!(int_of("9223372036854775808"), None);

@@ -41,8 +41,7 @@ impl Core {
             path: path.clone(),
             disk: Arc::clone(&config.disk),
             map: config.map,
-            dirty_bytes_max: config.dirty_bytes_max,
-            compress: config.compress_values,
+            dirty_bytes_max: config.memory_budget / 4,
         })?;
         let (node, identity) = open_node(&config, &store, &path, wal_dir)?;
         let mut lessor = Lessor::new(config.min_lease_ttl());

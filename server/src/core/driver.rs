@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use trilith_engine::{CheckpointDone, StoreError};
 
-use super::{Core, Fatal};
+use super::{Core, Fatal, ScrubJob};
 
 type Checkpoint = Option<JoinHandle<Result<CheckpointDone, StoreError>>>;
 
@@ -23,12 +23,16 @@ pub async fn run(mut core: Core, shutdown: impl Future<Output = ()>) -> Result<(
     let log = watch_log(&core)?;
     let start = Instant::now();
     let mut checkpoint: Checkpoint = None;
+    let mut scrub: Option<JoinHandle<ScrubJob>> = None;
     let mut shutdown = std::pin::pin!(shutdown);
     let mut timer = std::pin::pin!(sleep_until(start));
     loop {
         core.step(start.elapsed())?;
         if checkpoint.is_none() {
             checkpoint = core.begin_checkpoint().map(|job| tokio::task::spawn_blocking(move || job.run()));
+        }
+        if scrub.is_none() {
+            scrub = core.begin_scrub().map(|job| tokio::task::spawn_blocking(move || job.run()));
         }
         let deadline = start + core.deadline();
         if timer.deadline() != deadline {
@@ -42,6 +46,10 @@ pub async fn run(mut core: Core, shutdown: impl Future<Output = ()>) -> Result<(
             outcome = finished(&mut checkpoint) => {
                 checkpoint = None;
                 core.checkpoint_finished(outcome?)?;
+            }
+            piece = scrubbed(&mut scrub) => {
+                scrub = None;
+                core.scrub_finished(piece?);
             }
             () = shared.woken() => {}
             written = log_moved(log.as_ref()) => written?,
@@ -86,6 +94,15 @@ async fn log_moved(log: Option<&AsyncFd<OwnedFd>>) -> Result<(), Fatal> {
         log.readable().await.map_err(|error| Fatal::Io { what: "waiting for the log's events", error })?;
     guard.clear_ready();
     Ok(())
+}
+
+async fn scrubbed(scrub: &mut Option<JoinHandle<ScrubJob>>) -> Result<ScrubJob, Fatal> {
+    match scrub {
+        None => pending().await,
+        Some(job) => job
+            .await
+            .map_err(|error| Fatal::Io { what: "running the scrub", error: std::io::Error::other(error) }),
+    }
 }
 
 async fn finished(checkpoint: &mut Checkpoint) -> Result<Result<CheckpointDone, StoreError>, Fatal> {

@@ -18,6 +18,7 @@ use trilith_raft::{Body, Committed, Node, Output, RaftError};
 use super::alarm::Raising;
 use super::pressure::Pressure;
 use super::reads::Reads;
+use super::scrub::Scrubbing;
 use super::shared::{Facts, Proposal, Reading, Shared};
 use super::waiters::{Waiter, Waiters};
 use super::{CLUSTER_VERSION, Config, Fatal};
@@ -58,10 +59,10 @@ struct Leadership {
 
 /// The state of the running checkpoint, and of what the next one will hold.
 #[derive(Debug)]
-struct Checkpoints {
+pub(super) struct Checkpoints {
     /// The conf state as of the running one.
     running: Option<raftpb::ConfState>,
-    began: Duration,
+    pub(super) began: Duration,
     /// Bytes of entries applied since the last one began.
     log_bytes: u64,
     changed: bool,
@@ -70,10 +71,10 @@ struct Checkpoints {
 /// The core. Owned by one task.
 #[derive(Debug)]
 pub struct Core {
-    node: Node,
-    store: Store,
-    shared: Arc<Shared>,
-    config: Config,
+    pub(super) node: Node,
+    pub(super) store: Store,
+    pub(super) shared: Arc<Shared>,
+    pub(super) config: Config,
     pub(super) member_id: u64,
     conf_state: raftpb::ConfState,
     waiters: Waiters,
@@ -86,8 +87,9 @@ pub struct Core {
     revokes_under_way: usize,
     pub(super) alarms: Alarms,
     pub(super) raising: Raising,
-    checkpoints: Checkpoints,
+    pub(super) checkpoints: Checkpoints,
     pub(super) pressure: Pressure,
+    pub(super) scrubbing: Scrubbing,
     compacting: bool,
     compact_at: Duration,
     after_compaction: Vec<(oneshot::Sender<Answer>, Answer)>,
@@ -132,6 +134,7 @@ impl Core {
             raising: Raising::default(),
             checkpoints: Checkpoints { running: None, began: Duration::ZERO, log_bytes: 0, changed: false },
             pressure: Pressure::default(),
+            scrubbing: Scrubbing::default(),
             // Whether something is left from before is for the store to say.
             compacting: true,
             compact_at: Duration::ZERO,
@@ -171,6 +174,8 @@ impl Core {
         self.shared.set_now(now);
         self.take_inbox();
         self.keep_time();
+        self.watch_space();
+        self.watch_damage();
         loop {
             self.ask_for_reads();
             self.propose_backlog()?;
@@ -271,7 +276,7 @@ impl Core {
 
     /// Z5: without a leader proposals wait here until their time is up.
     fn propose_backlog(&mut self) -> Result<(), Fatal> {
-        if self.backlog.is_empty() || self.node.status().leader == 0 {
+        if self.backlog.is_empty() || self.node.status().leader == 0 || self.holds_back() {
             return Ok(());
         }
         for (id, data) in std::mem::take(&mut self.backlog) {
@@ -456,7 +461,10 @@ impl Core {
     /// Whether it proposed.
     fn revoke_expired(&mut self) -> bool {
         let mut proposed = false;
-        while self.revokes_under_way < REVOKES_MAX && self.leadership.primary_term != 0 {
+        while self.revokes_under_way < REVOKES_MAX
+            && self.leadership.primary_term != 0
+            && !self.node.log_full()
+        {
             let Some(id) = self.shared.lessor().next_due() else { break };
             self.revokes_under_way += 1;
             self.propose_own(Waiter::Revoke(id), &Command::LeaseRevoke(pb::LeaseRevokeRequest { id }));
@@ -504,7 +512,8 @@ impl Core {
         let state = &self.checkpoints;
         let aged = self.now >= state.began + self.config.checkpoint_interval;
         let due = state.log_bytes >= self.config.checkpoint_log_bytes || (aged && state.changed);
-        let due = self.retries_checkpoint().unwrap_or(due || self.store.checkpoint_due());
+        let due =
+            self.retries_checkpoint().unwrap_or(due || self.store.checkpoint_due() || self.log_needs_room());
         if state.running.is_some() || !due {
             return None;
         }

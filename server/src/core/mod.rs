@@ -17,6 +17,7 @@ mod driver;
 mod machine;
 mod pressure;
 mod reads;
+mod scrub;
 mod shared;
 mod waiters;
 
@@ -35,6 +36,7 @@ use crate::apply::quota::Quota;
 pub use alarm::OverQuota;
 pub use driver::run;
 pub use machine::Core;
+pub use scrub::ScrubJob;
 pub use shared::{Facts, Handle};
 
 /// The version that this server reports and brings the cluster to.
@@ -70,10 +72,9 @@ pub struct Config {
     pub fsync: bool,
     /// --max-wals.
     pub max_wals: usize,
-    /// Unwritten bytes of the store that make a checkpoint due.
-    pub dirty_bytes_max: usize,
-    /// --trilith-compress-values.
-    pub compress_values: bool,
+    /// --trilith-memory-budget, in bytes: a quarter of it unwritten makes a checkpoint due, three quarters hold up
+    /// writers; a store that is not mapped has the last quarter for its cache.
+    pub memory_budget: usize,
     /// Bytes of log entries that make a checkpoint due: bounds the replay after a crash.
     pub checkpoint_log_bytes: u64,
     /// Age of the last checkpoint that makes one due when something changed since.
@@ -116,8 +117,7 @@ impl Config {
             wal_segment_bytes: 64_000_000,
             fsync: true,
             max_wals: 5,
-            dirty_bytes_max: 256 << 20,
-            compress_values: true,
+            memory_budget: 1 << 30,
             checkpoint_log_bytes: 64 << 20,
             checkpoint_interval: Duration::from_secs(30),
             name: "default".into(),

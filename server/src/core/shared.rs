@@ -13,6 +13,7 @@ use trilith_engine::{Reader, Root};
 use trilith_proto::etcdserverpb::ResponseHeader;
 
 use super::Config;
+use super::pressure::takes_space;
 use crate::apply::Answer;
 use crate::apply::command::{self, Command};
 use crate::apply::quota::Quota;
@@ -97,6 +98,8 @@ pub(super) struct Shared {
     facts: FactCells,
     /// This member is the only voter, leads, and has applied the first entry of its term.
     reads_are_local: AtomicBool,
+    /// The disk has no room for more.
+    disk_full: AtomicBool,
     now_nanos: AtomicU64,
     last_request_id: AtomicU64,
     reader: Reader,
@@ -123,6 +126,7 @@ impl Shared {
             wake: Notify::new(),
             facts: FactCells::default(),
             reads_are_local: AtomicBool::new(false),
+            disk_full: AtomicBool::new(false),
             now_nanos: AtomicU64::new(0),
             last_request_id: AtomicU64::new(first_request_id(member_id, config.unix_ms)),
             hub: Hub::new(reader.clone()),
@@ -215,6 +219,10 @@ impl Shared {
         self.reads_are_local.store(reads_are_local, Ordering::Release);
     }
 
+    pub(super) fn set_disk_full(&self, full: bool) {
+        self.disk_full.store(full, Ordering::Release);
+    }
+
     pub(super) fn set_ready(&self) {
         self.ready.send_replace(true);
     }
@@ -271,6 +279,9 @@ impl Handle {
         if commit > applied.saturating_add(APPLY_GAP_MAX) {
             return Err(status::TOO_MANY_REQUESTS);
         }
+        if self.is_disk_full() && takes_space(command) {
+            return Err(status::NO_SPACE);
+        }
         let id = self.0.next_request_id();
         let data = command::encode(id, command);
         if data.len() > self.0.max_request_bytes {
@@ -315,6 +326,11 @@ impl Handle {
     /// Where watchers are.
     pub fn hub(&self) -> Arc<Hub> {
         Arc::clone(&self.0.hub)
+    }
+
+    /// Whether the disk has no room for more: what would take space is refused.
+    pub fn is_disk_full(&self) -> bool {
+        self.0.disk_full.load(Ordering::Acquire)
     }
 
     /// See [`Facts`].

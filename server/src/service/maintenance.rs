@@ -24,6 +24,7 @@ pub async fn status(handle: &Handle, _: StatusRequest) -> Result<Reply, Status> 
     let root = handle.root();
     let no_leader = (facts.leader == 0).then(|| status::NO_LEADER.message.into_owned());
     let alarms: Vec<String> = Alarms::restore(root.view())?.list().map(|found| alarm::text(&found)).collect();
+    let disk_full = handle.is_disk_full().then(|| "trilith: no space left on the disk".to_owned());
     let this = members::get(root.view(), facts.member_id)?;
     Ok(Reply::of(&StatusResponse {
         header: Some(handle.header(root.view().revision(), root.applied().1)),
@@ -33,7 +34,7 @@ pub async fn status(handle: &Handle, _: StatusRequest) -> Result<Reply, Status> 
         raft_index: facts.commit,
         raft_term: facts.term,
         raft_applied_index: facts.applied,
-        errors: no_leader.into_iter().chain(alarms).collect(),
+        errors: no_leader.into_iter().chain(alarms).chain(disk_full).collect(),
         db_size_in_use: facts.db_size_in_use as i64,
         is_learner: this.is_some_and(|member| member.is_learner),
         storage_version: members::storage_version(root.view())?.unwrap_or_default(),

@@ -109,6 +109,24 @@ imported_by_ours() {
     echo "snapshot of etcd by $ctl: imported by ours"
 }
 
+# What cannot be saved ends alike with both tools: the same code, the same error.
+refused_alike() {
+    local ctl code said arguments first=
+    for ctl in "$(command -v etcdctl)" "$TARGET/debug/etcdctl"; do
+        said=
+        for arguments in "" "$WORK/a $WORK/b" "$WORK/none/file" "--endpoints=127.0.0.1:1,127.0.0.1:2 $WORK/file"; do
+            code=0
+            # shellcheck disable=SC2086 # one word for each argument
+            "$ctl" snapshot save $arguments >"$WORK/out" 2>"$WORK/err" || code=$?
+            said+="$code $(cat "$WORK/out")$(grep -v '^{' "$WORK/err")"$'\n'
+        done
+        [ -n "$first" ] || first=$said
+        [ "$said" = "$first" ] || fail "refused otherwise:"$'\n'"$first--- by $ctl"$'\n'"$said"
+    done
+    echo "snapshot save: refused alike by both tools"
+}
+
+refused_alike
 [ $# -gt 0 ] || set -- "$(command -v etcdctl)" "$TARGET/debug/etcdctl"
 for ctl in "$@"; do
     restored_by_etcd "$ctl"

@@ -1,4 +1,6 @@
 //! bbolt files against real ones, against a model, cut off and damaged.
+//!
+//! `TRILITH_BOLT_SEED` replays a run, `TRILITH_BOLT_TIMES=100` makes random tests so many times as long.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -282,13 +284,19 @@ fn read_all(bytes: &[u8]) -> Result<(), BoltError> {
 fn damage_never_panics_or_loops_and_the_hash_sees_all_of_it() {
     let mut rng = Rng(seed(23));
     let mut seen = 0;
+    let disk = SimDisk::new();
+    let mut store = store_on(&disk);
+    fill(&mut rng, &mut store, 100);
+    // Of small pages, so that its trees are high.
+    let ours = bytes_of(Export::with_page_size(store.reader().root(), 512).unwrap());
     for round in 0..rounds(1500) {
-        let mut bytes = SNAPSHOT.to_vec();
+        let (whole, page_size) = if rng.chance(2) { (SNAPSHOT, 4096) } else { (ours.as_slice(), 512) };
+        let mut bytes = whole.to_vec();
         for _ in 0..=rng.below(3) {
             // Where structure is: headers and elements of a page.
-            let page = rng.below(bytes.len() / 4096);
-            let within = if rng.chance(4) { 4096 } else { 120 };
-            let at = page * 4096 + rng.below(within);
+            let page = rng.below(bytes.len() / page_size);
+            let within = if rng.chance(4) { page_size } else { 120 };
+            let at = page * page_size + rng.below(within);
             let word = match rng.below(5) {
                 0 => rng.next().to_le_bytes(),
                 1 => (rng.below(30) as u64).to_le_bytes(),
@@ -302,7 +310,7 @@ fn damage_never_panics_or_loops_and_the_hash_sees_all_of_it() {
             let len = [1, 2, 4, 8][rng.below(4)].min(bytes.len() - at);
             bytes[at..at + len].copy_from_slice(&word[..len]);
         }
-        if bytes == SNAPSHOT {
+        if bytes == whole {
             continue;
         }
         match read_all(&bytes) {

@@ -38,7 +38,7 @@ fn main() -> Outcome {
 
 fn open(path: &str) -> Result<Store, Box<dyn std::error::Error>> {
     let (path, disk) = (path.into(), Arc::new(RealDisk));
-    Ok(Store::open(Options { path, disk, map: true, dirty_bytes_max: 64 << 20 })?)
+    Ok(Store::open(Options { path, disk, map: true, dirty_bytes_max: 64 << 20, compress: true })?)
 }
 
 fn check(path: &str) -> Outcome {

@@ -20,8 +20,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = std::env::temp_dir().join(format!("trilith-sums-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let path = folder.join("db");
-    let store =
-        Store::open(Options { path, disk: Arc::new(RealDisk), map: true, dirty_bytes_max: usize::MAX })?;
+    let store = Store::open(Options {
+        path,
+        disk: Arc::new(RealDisk),
+        map: true,
+        dirty_bytes_max: usize::MAX,
+        compress: true,
+    })?;
     let done = run(store, keys, &vec![b'v'; value_bytes]);
     std::fs::remove_dir_all(&folder)?;
     Ok(done?)

@@ -67,6 +67,8 @@ pub struct CheckpointJob {
     pub(crate) durable: Durable,
     /// The number that it gets.
     pub(crate) checkpoint: u64,
+    /// Compress long values.
+    pub(crate) compress: bool,
     /// What the checkpoint before uses and this one does not.
     pub(crate) freed: Vec<(u64, u32)>,
     /// Nodes that the checkpoint before wrote, to be freed on this thread.
@@ -116,7 +118,7 @@ impl CheckpointJob {
             checkpoint: self.checkpoint,
             run: Vec::with_capacity(WRITE_BYTES + PAGE),
             run_page: 0,
-            packer: Packer::default(),
+            packer: Packer::new(self.compress),
         };
         let mut roots = [None; TREES];
         for (root, link) in self.state.trees.iter().zip(&mut roots) {

@@ -7,7 +7,7 @@
 
 use crate::VALUE_MAX;
 use crate::page::{CellValue, Malformed, PAGE, PageView, Place, get_u16, get_u32, get_u48, put_u16};
-use crate::page::{put_u32, put_u48};
+use crate::page::{KEY_INLINE_MAX, VALUE_INLINE_MAX, put_u32, put_u48};
 
 /// Bytes of a reference.
 pub(crate) const LONG_BYTES: usize = 28;
@@ -50,7 +50,7 @@ pub(crate) struct Long {
     pub(crate) stored: u32,
     /// CRC-32C of those bytes.
     pub(crate) stored_crc: u32,
-    /// Bytes of the key or value itself. More than `stored`: it is compressed.
+    /// Bytes of the key or value itself. More than `stored`: it is a compressed value.
     pub(crate) len: u32,
     /// CRC-32C of the key or value itself.
     pub(crate) crc: u32,
@@ -78,15 +78,23 @@ impl Long {
         put_u32(bytes, CRC, self.crc);
     }
 
-    /// What is wrong with the reference of a part that is longer than `inline_max`.
-    pub(crate) fn fault(&self, inline_max: usize) -> Option<Malformed> {
+    pub(crate) fn is_compressed(&self) -> bool {
+        self.stored < self.len
+    }
+
+    /// What is wrong with the reference.
+    pub(crate) fn fault(&self, part: Part) -> Option<Malformed> {
+        let inline_max = if part == Part::Key { KEY_INLINE_MAX } else { VALUE_INLINE_MAX };
         let end = u64::from(self.at) + u64::from(self.stored);
         let len = self.len as usize;
         if len <= inline_max || len > VALUE_MAX {
             return Some(Malformed { field: "length of a long part", found: len as u64 });
         }
-        if self.stored == 0 || self.stored > self.len {
+        if self.stored == 0 || self.stored > self.len || (part == Part::Key && self.is_compressed()) {
             return Some(Malformed { field: "stored bytes of a long part", found: u64::from(self.stored) });
+        }
+        if !self.is_compressed() && self.crc != self.stored_crc {
+            return Some(Malformed { field: "checksum of a long part", found: u64::from(self.crc) });
         }
         if end > self.extent.bytes() {
             return Some(Malformed { field: "end of a long part", found: end });

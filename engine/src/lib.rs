@@ -12,6 +12,7 @@ pub mod bolt;
 mod cache;
 mod check;
 mod checkpoint;
+mod compress;
 mod crc;
 mod cursor;
 mod damage;
@@ -139,4 +140,6 @@ pub struct Options {
     pub map: bool,
     /// A checkpoint is due when dirty nodes hold this many bytes. The cache of a file that is not mapped holds as many.
     pub dirty_bytes_max: usize,
+    /// Store long values compressed where that pays.
+    pub compress: bool,
 }

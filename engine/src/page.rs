@@ -453,8 +453,7 @@ impl<'p> PageView<'p> {
             live += self.cell_bytes(i);
         }
         for (_, part, long) in self.longs() {
-            let inline_max = if part == Part::Key { KEY_INLINE_MAX } else { VALUE_INLINE_MAX };
-            long.fault(inline_max).map_or(Ok(()), Err)?;
+            long.fault(part).map_or(Ok(()), Err)?;
         }
         if live + get_u16(self.0, DEAD) != PAGE - cells {
             return bad("dead bytes", get_u16(self.0, DEAD));

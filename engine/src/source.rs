@@ -276,7 +276,20 @@ impl Source {
             let expected = u64::from(long.stored_crc);
             return Err(self.corrupt(long.extent.page, "extent checksum", expected, u64::from(found)));
         }
-        Ok(bytes)
+        if long.is_compressed() { self.decompress(long, &bytes) } else { Ok(bytes) }
+    }
+
+    fn decompress<'a>(&'a self, long: &Long, stored: &[u8]) -> Result<Value<'a>, StoreError> {
+        let corrupt = |field, expected, found| {
+            Err(self.corrupt(long.extent.page, field, u64::from(expected), u64::from(found)))
+        };
+        let Some(value) = crate::compress::decompress(stored, long.len as usize) else {
+            return corrupt("compressed value", long.len, 0);
+        };
+        match crc32c::crc32c(&value) {
+            found if found != long.crc => corrupt("checksum of a compressed value", long.crc, found),
+            _ => Ok(Value::Shared(value, 0..long.len as usize)),
+        }
     }
 
     fn stored<'a>(&'a self, long: &Long) -> Result<Value<'a>, StoreError> {

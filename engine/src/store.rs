@@ -60,6 +60,7 @@ pub struct Store {
     memory_at_begin: usize,
     dirty_bytes: usize,
     dirty_bytes_max: usize,
+    compress: bool,
     /// What MVCC keeps between transactions.
     pub(crate) mvcc: crate::mvcc::Writer,
 }
@@ -104,6 +105,7 @@ impl Store {
             memory_at_begin: 0,
             dirty_bytes: 0,
             dirty_bytes_max: options.dirty_bytes_max,
+            compress: options.compress,
             mvcc: Default::default(),
         })
     }
@@ -227,7 +229,8 @@ impl Store {
         if !self.no_space {
             self.memory_at_begin = self.memory_bytes();
         }
-        Some(CheckpointJob { state, space, durable: self.durable.clone(), checkpoint, freed, retired })
+        let (durable, compress) = (self.durable.clone(), self.compress);
+        Some(CheckpointJob { state, space, durable, checkpoint, compress, freed, retired })
     }
 
     /// Lets go of what checkpoint T gave up, once T + 1 is durable and no root is left that may see it: such roots

@@ -231,6 +231,7 @@ fn core_config(config: &Config, disk: Arc<dyn Disk>) -> core::Config {
     core::Config {
         wal_dir: config.wal_dir.clone(),
         wal_io: config.wal_io,
+        compress_values: config.compress_values,
         fsync: config.fsync,
         max_wals: config.max_wals,
         name: config.name.clone(),

@@ -46,7 +46,8 @@ fn import_of(file: &[u8]) -> Store {
         memory: 0,
     };
     import(&options, &mut |_, _| ()).unwrap();
-    Store::open(Options { path: "d/db".into(), disk, map: false, dirty_bytes_max: 1 << 20 }).unwrap()
+    Store::open(Options { path: "d/db".into(), disk, map: false, dirty_bytes_max: 1 << 20, compress: true })
+        .unwrap()
 }
 
 #[test]

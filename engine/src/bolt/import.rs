@@ -102,6 +102,7 @@ fn make(
         disk: options.disk.clone(),
         map: true,
         dirty_bytes_max: memory / 2,
+        compress: true,
     })?;
     let sorter = |end: &str, order| {
         let mut stem = new.as_os_str().to_owned();

@@ -29,7 +29,8 @@ fn import_on(disk: &SimDisk, bump_revision: u64, memory: usize) -> Result<Import
 
 fn open_on(disk: &SimDisk) -> Store {
     let disk = Arc::new(disk.clone());
-    Store::open(Options { path: "d/db".into(), disk, map: false, dirty_bytes_max: 1 << 20 }).unwrap()
+    Store::open(Options { path: "d/db".into(), disk, map: false, dirty_bytes_max: 1 << 20, compress: true })
+        .unwrap()
 }
 
 fn names(disk: &SimDisk) -> Vec<String> {

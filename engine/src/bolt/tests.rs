@@ -72,7 +72,8 @@ pub(super) fn facts(what: &str) -> Vec<Vec<&'static str>> {
 pub(super) fn store_on(disk: &SimDisk) -> Store {
     disk.create_dir_all(Path::new("s")).unwrap();
     let path = PathBuf::from("s/db");
-    Store::open(Options { path, disk: Arc::new(disk.clone()), map: false, dirty_bytes_max: 1 << 20 }).unwrap()
+    let disk = Arc::new(disk.clone());
+    Store::open(Options { path, disk, map: false, dirty_bytes_max: 1 << 20, compress: true }).unwrap()
 }
 
 pub(super) fn bytes_of(mut export: Export) -> Vec<u8> {

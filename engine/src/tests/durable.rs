@@ -22,7 +22,13 @@ impl TempDir {
     }
 
     pub(crate) fn options(&self, map: bool) -> Options {
-        Options { path: self.0.join("db"), disk: Arc::new(RealDisk), map, dirty_bytes_max: 1 << 20 }
+        Options {
+            path: self.0.join("db"),
+            disk: Arc::new(RealDisk),
+            map,
+            dirty_bytes_max: 1 << 20,
+            compress: true,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use trilith_disk::sim::SimDisk;
 use super::durable::checkpoint;
 use super::model::{Model, assert_equal, model_key, seed, sim_options};
 use super::rng::Rng;
-use crate::{Store, TreeId};
+use crate::{Options, Store, TreeId};
 
 fn noise(rng: &mut Rng, len: usize) -> Vec<u8> {
     (0..len).map(|_| rng.next() as u8).collect()
@@ -149,4 +149,30 @@ fn long_separators_are_packed_with_their_branch() {
         }
     }
     settled(&disk, store, &model);
+}
+
+/// Compressed and plain stores have the same content, and may be opened either way.
+#[test]
+fn compression_is_seen_in_the_size_only() {
+    let (disk, mut model) = (SimDisk::new(), Model::new());
+    let options = |compress| Options { compress, ..sim_options(&disk) };
+    let text = |n: u64| format!("{{\"name\":\"object-{n}\",\"kind\":\"Pod\"}}").repeat(60).into_bytes();
+    let mut store = Store::open(options(false)).unwrap();
+    for key in 0..200 {
+        put(&mut store, &mut model, key, text(key));
+    }
+    let store = settled(&disk, store, &model);
+    let plain = store.size_in_use_bytes();
+    assert!(plain > value_bytes(&model), "{plain} bytes");
+    drop(store);
+    let mut store = Store::open(options(true)).unwrap();
+    assert_equal(store.view(), &model);
+    for key in 0..200 {
+        put(&mut store, &mut model, key, text(key + 7));
+    }
+    let store = settled(&disk, store, &model);
+    let small = store.size_in_use_bytes();
+    assert!(small < plain / 4, "{small} of {plain} bytes");
+    drop(store);
+    assert_equal(Store::open(options(false)).unwrap().view(), &model);
 }

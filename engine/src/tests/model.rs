@@ -68,6 +68,10 @@ pub(crate) fn random_value(rng: &mut Rng) -> Vec<u8> {
         3..=5 => rng.below(3000),
         _ => rng.below(60),
     };
+    // Half of them can be compressed.
+    if rng.chance(2) {
+        return (0..len).map(|_| rng.next() as u8).collect();
+    }
     let byte = rng.next() as u8;
     (0..len).map(|i| byte.wrapping_add(i as u8)).collect()
 }
@@ -139,6 +143,7 @@ pub(crate) fn sim_options(disk: &SimDisk) -> Options {
         disk: Arc::new(disk.clone()),
         map: false,
         dirty_bytes_max: 1 << 20,
+        compress: true,
     }
 }
 

@@ -35,7 +35,8 @@ impl Drop for Folder {
 
 fn open(folder: &Path, map: bool) -> Store {
     let path = folder.join("db");
-    Store::open(Options { path, disk: Arc::new(RealDisk), map, dirty_bytes_max: 1 << 30 }).unwrap()
+    Store::open(Options { path, disk: Arc::new(RealDisk), map, dirty_bytes_max: 1 << 30, compress: true })
+        .unwrap()
 }
 
 /// Publishes, and writes everything to the disk.

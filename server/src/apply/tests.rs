@@ -16,6 +16,7 @@ fn store() -> Store {
         disk: Arc::new(SimDisk::new()),
         map: false,
         dirty_bytes_max: 1 << 20,
+        compress: true,
     };
     Store::open(options).unwrap()
 }

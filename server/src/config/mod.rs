@@ -107,6 +107,8 @@ pub struct Config {
     pub max_wals: usize,
     /// How the log is written.
     pub wal_io: IoChoice,
+    /// Whether long values are stored compressed.
+    pub compress_values: bool,
     /// False: nothing is ever synced.
     pub fsync: bool,
     /// Largest proposal, in bytes.
@@ -191,6 +193,7 @@ impl Config {
             election_timeout,
             pre_vote: flag_is_true(&given, "pre-vote"),
             max_wals: uint(&given, "max-wals")?,
+            compress_values: flag_is_true(&given, "trilith-compress-values"),
             wal_io: match given.text("trilith-wal-io") {
                 "uring" => IoChoice::Uring,
                 "sync" => IoChoice::Sync,

@@ -104,7 +104,7 @@ const NO_EFFECT: [&str; 10] = [
 ];
 
 /// Our own flags.
-const OWN: [Row; 3] = [
+const OWN: [Row; 4] = [
     Row {
         name: "trilith-wal-io",
         kind: Kind::Flag,
@@ -135,6 +135,16 @@ const OWN: [Row; 3] = [
         support: Support::Works,
         note: "bytes (or KiB, MiB, GiB) for what the store has not written yet and for its caches, 16MiB at least; 0 means \
                a quarter of the memory, 256MiB at least and 2GiB at most",
+    },
+    Row {
+        name: "trilith-compress-values",
+        kind: Kind::Flag,
+        env: "ETCD_TRILITH_COMPRESS_VALUES",
+        type_name: "bool",
+        default: "true",
+        group: "Trilith",
+        support: Support::Works,
+        note: "whether values of 1 KiB and more are stored compressed where that pays; may change at any start",
     },
 ];
 

@@ -42,6 +42,7 @@ impl Core {
             disk: Arc::clone(&config.disk),
             map: config.map,
             dirty_bytes_max: config.memory_budget / 4,
+            compress: config.compress_values,
         })?;
         let (node, identity) = open_node(&config, &store, &path, wal_dir)?;
         let mut lessor = Lessor::new(config.min_lease_ttl());

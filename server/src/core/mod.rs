@@ -75,6 +75,8 @@ pub struct Config {
     /// --trilith-memory-budget, in bytes: a quarter of it unwritten makes a checkpoint due, three quarters hold up
     /// writers; a store that is not mapped has the last quarter for its cache.
     pub memory_budget: usize,
+    /// --trilith-compress-values.
+    pub compress_values: bool,
     /// Bytes of log entries that make a checkpoint due: bounds the replay after a crash.
     pub checkpoint_log_bytes: u64,
     /// Age of the last checkpoint that makes one due when something changed since.
@@ -118,6 +120,7 @@ impl Config {
             fsync: true,
             max_wals: 5,
             memory_budget: 1 << 30,
+            compress_values: true,
             checkpoint_log_bytes: 64 << 20,
             checkpoint_interval: Duration::from_secs(30),
             name: "default".into(),

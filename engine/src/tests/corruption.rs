@@ -47,7 +47,7 @@ fn sweep(options: &Options, usual_seed: u64, flips: usize, flip: &dyn Fn(u64, u8
     }
     let (bytes, number) = (store.size_bytes() as usize, store.checkpoint_number());
     drop(store);
-    let (mut noticed, mut older) = (0, 0);
+    let (mut noticed, mut in_extents, mut older) = (0, 0, 0);
     for _ in 0..flips {
         let (at, mask) = (rng.below(bytes) as u64, 1 << rng.below(8));
         flip(at, mask);
@@ -58,10 +58,12 @@ fn sweep(options: &Options, usual_seed: u64, flips: usize, flip: &dyn Fn(u64, u8
         if let Err(error) = read_all(&store, if fell_back { &before } else { &model }) {
             names_the_place(&error, &options.path);
             noticed += 1;
+            in_extents += usize::from(matches!(error, StoreError::Corrupt { field: "extent checksum", .. }));
         }
         flip(at, mask);
     }
     assert!(noticed > flips / 40 && older > flips / 400, "the sweep met pages in use: {noticed}, {older}");
+    assert!(in_extents > flips / 100, "the sweep met long keys and values: {in_extents}");
     read_all(&Store::open(options.clone()).unwrap(), &model).unwrap();
 }
 

@@ -212,7 +212,9 @@ impl Copy<'_> {
         })?;
         let (key, (mark, compacted)) = lift(main);
         let (mut record, mut facts) = (Vec::new(), Vec::new());
-        index_record(&key, b"", &mut record, &mut facts).expect("an entry without a pair is one of etcd's");
+        index_record(&key, b"", &mut record, &mut facts).map_err(|problem| {
+            StoreError::Inconsistent(format!("revision {} cannot be lifted by {by}: {problem}", self.newest))
+        })?;
         insert(&mut self.store, TreeId::Key, &key, b"")?;
         insert(&mut self.store, TreeId::Meta, mark, &compacted)?;
         self.index.push(&record, &facts)?;

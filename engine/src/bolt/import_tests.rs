@@ -208,6 +208,13 @@ fn entries_that_etcd_would_not_write_are_refused_by_name() {
         (TreeId::Key, b"\0\0\0\0\0\0\0\x02_\0\0\0\0\0\0\0\0", b"\x18\x02\x0a\x01k", "no pair"),
         (TreeId::Key, b"\0\0\0\0\0\0\0\x02_\0\0\0\0\0\0\0\0", b"\x0a\x01k\x18\x03", "of another revision"),
         (TreeId::Key, b"\0\0\0\0\0\0\0\x02_\0\0\0\0\0\0\0\0t", b"\x0a", "no pair"),
+        (TreeId::Key, b"\x7f\0\0\0\0\0\0\0_\0\0\0\0\0\0\0\0", b"", "the revision is out of range"),
+        (
+            TreeId::Key,
+            b"\0\0\0\0\0\0\0\x02_\0\0\0\0\0\0\0\0",
+            b"\x0a\x01k\x10\x03\x18\x02",
+            "numbers are out",
+        ),
         (TreeId::Meta, b"scheduledCompactRev", b"soon", "malformed revision at scheduledCompactRev"),
     ] {
         let here = SimDisk::new();

@@ -16,6 +16,9 @@ const VERSION: u64 = 0x20;
 const VALUE: u64 = 0x2a;
 const LEASE: u64 = 0x30;
 
+/// Greatest revision and version that are taken in, so that what goes on from there has room to count.
+const NUMBER_MAX: i64 = i64::MAX / 2;
+
 /// Writes what the index must know of an entry of tree `Key`: into `record` its key in tree `Index`, into `facts` what
 /// [`Indexer::add`] needs. Answers its main revision. Errors: what is wrong with it.
 pub(crate) fn index_record(
@@ -25,7 +28,7 @@ pub(crate) fn index_record(
     facts: &mut Vec<u8>,
 ) -> Result<i64, &'static str> {
     let (revision, tombstone) = RevisionKey::parse(entry).ok_or("the key is no revision")?;
-    if revision.main < 1 || !(0..=i64::from(u32::MAX)).contains(&revision.sub) {
+    if !(1..=NUMBER_MAX).contains(&revision.main) || !(0..=i64::from(u32::MAX)).contains(&revision.sub) {
         return Err("the revision is out of range");
     }
     let (key, live, modified) = parse_pair(pair).ok_or("the value is no pair of a key and a value")?;
@@ -36,6 +39,9 @@ pub(crate) fn index_record(
         // An entry without a pair lifts the revision and is nobody's.
         if !pair.is_empty() && modified != revision.main {
             return Err("the pair is of another revision");
+        }
+        if !(0..=revision.main).contains(&live.create_revision) || !(0..=NUMBER_MAX).contains(&live.version) {
+            return Err("the pair's numbers are out of range");
         }
         live.encode(false, facts);
     }
@@ -131,7 +137,7 @@ impl Store {
         for name in [SCHEDULED, FINISHED] {
             let Some(mark) = self.view().get(TreeId::Meta, name)? else { continue };
             let (revision, _) = RevisionKey::parse(&mark)
-                .filter(|(revision, _)| revision.main >= 0)
+                .filter(|(revision, _)| (0..=NUMBER_MAX).contains(&revision.main))
                 .ok_or_else(|| super::read::inconsistent(TreeId::Meta, "malformed revision", name))?;
             compacted = compacted.max(revision.main);
         }

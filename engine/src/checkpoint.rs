@@ -8,6 +8,10 @@
 //! nobody knows of it yet, so map and marks are put back and the writer has lost nothing. That ends with the first
 //! sync: of pages that a sync failed for nobody knows whether they are on disk.
 //!
+//! Then what lies behind the last page that anybody may need is cut off the file. A page there is used neither by
+//! this checkpoint nor by the one before it, nor can a root refer to it: it would be held (`space.rs`), and only the
+//! writer lets go of it, when no such root is left. New roots refer to what these two checkpoints use.
+//!
 //! Promises: it writes only to places that no checkpoint and no root refers to. The first error that is not a
 //! lack of room stops the store.
 
@@ -154,13 +158,15 @@ impl CheckpointJob {
             applied: self.state.applied,
             counters: self.state.counters,
             roots,
-            high_water: self.space.high_water(),
+            high_water: self.space.used_end(),
             places: self.space.next_places().collect(),
         };
         let slot = 1 - self.durable.slot;
         source.write(&meta.encode(), slot)?;
         source.sync()?;
         self.space.written();
+        self.space.survey();
+        source.cut(self.space.high_water());
         Ok(Durable {
             slot,
             checkpoint: self.checkpoint,

@@ -70,7 +70,7 @@ struct Split {
 }
 
 impl<'s> Edit<'s> {
-    fn tree(&self) -> Tree<'s> {
+    pub(crate) fn tree(&self) -> Tree<'s> {
         Tree { source: self.source, id: self.id }
     }
 
@@ -85,7 +85,7 @@ impl<'s> Edit<'s> {
     }
 
     /// A page from disk, for changing.
-    fn take_page(&mut self, link: &Link, level: Option<u8>) -> Result<Arc<Node>, StoreError> {
+    pub(crate) fn take_page(&mut self, link: &Link, level: Option<u8>) -> Result<Arc<Node>, StoreError> {
         let page = self.source.page(link, self.id as u8, level)?;
         let node = Node::from_disk(page.page().0, self.batch, self.source.memory());
         self.garbage.extents.push((link.page, 1));
@@ -94,7 +94,11 @@ impl<'s> Edit<'s> {
     }
 
     /// A child for changing: in memory, if need be from disk.
-    fn child_mut<'n>(&mut self, node: &'n mut Node, i: usize) -> Result<&'n mut Arc<Node>, StoreError> {
+    pub(crate) fn child_mut<'n>(
+        &mut self,
+        node: &'n mut Node,
+        i: usize,
+    ) -> Result<&'n mut Arc<Node>, StoreError> {
         let place = match node.child(i) {
             Place::Memory(place) => place,
             Place::Disk(link) => {
@@ -110,7 +114,7 @@ impl<'s> Edit<'s> {
         Node::new(self.id, level, self.batch, self.source.memory())
     }
 
-    fn count_long(&mut self, part: &[u8], inline_max: usize) {
+    pub(crate) fn count_long(&mut self, part: &[u8], inline_max: usize) {
         if part.len() > inline_max {
             *self.dirty_bytes += part.len();
         }
@@ -300,6 +304,12 @@ impl<'s> Edit<'s> {
         }
         let TreeRoot::Memory(top) = root else { return Ok(()) };
         self.remove_below(top, key)?;
+        self.lower_root(root);
+        Ok(())
+    }
+
+    /// After children of the root are gone.
+    pub(crate) fn lower_root(&mut self, root: &mut TreeRoot) {
         while let TreeRoot::Memory(top) = root {
             let (count, leaf) = (top.page().count(), top.page().is_leaf());
             if count > 1 || (leaf && count == 1) {
@@ -316,7 +326,6 @@ impl<'s> Edit<'s> {
                 }
             };
         }
-        Ok(())
     }
 
     fn remove_below(&mut self, node: &mut Arc<Node>, key: &[u8]) -> Result<(), StoreError> {
@@ -348,7 +357,7 @@ impl<'s> Edit<'s> {
     }
 
     /// Takes a child out of its parent; the first cell left has no key.
-    fn drop_child(&mut self, branch: &mut Node, i: usize) -> Child {
+    pub(crate) fn drop_child(&mut self, branch: &mut Node, i: usize) -> Child {
         let (child, released) = branch.remove_child(i);
         self.release(branch, released);
         if i == 0 && branch.page().count() > 0 {

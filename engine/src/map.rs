@@ -4,8 +4,12 @@
 //! reader's slices stay good and nobody waits. Beside each chunk stands one bit per page: its bytes have been
 //! verified since it was last written.
 //!
-//! Promises: no slice reaches beyond the end that [`Map::grow`] was told. It must never be told an end beyond the
-//! file's, and the file must never be cut while the map lives.
+//! Promises: no slice that is handed out reaches beyond the end that [`Map::resize`] was told last. It must never be
+//! told an end beyond the file's, and the file must never be cut where somebody still has a slice, or may follow a
+//! reference to one: touching a page behind the file's end kills the process. So the checkpoint cuts only behind
+//! the last page that is in use or held, and pages are held for as long as a root that may refer to them lives; and
+//! every slice is borrowed from a root. The end goes down before the file is cut. When the file grows again, the
+//! same places of memory show its new pages; their bits are cleared before they are written.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -42,8 +46,8 @@ impl Map {
         Map { chunks: (0..CHUNKS_MAX).map(|_| OnceLock::new()).collect(), pages: AtomicU64::new(0) }
     }
 
-    /// The file has `pages` pages now. Called by one thread at a time.
-    pub(crate) fn grow(&self, file: BorrowedFd<'_>, pages: u64) -> io::Result<()> {
+    /// The file has `pages` pages now, or is about to be cut to so many. Called by one thread at a time.
+    pub(crate) fn resize(&self, file: BorrowedFd<'_>, pages: u64) -> io::Result<()> {
         let chunks = pages.div_ceil(CHUNK_PAGES) as usize;
         for (i, chunk) in self.chunks.iter().enumerate().take(chunks) {
             if chunk.get().is_none() {
@@ -52,7 +56,7 @@ impl Map {
                 let _ = chunk.set(Chunk { bytes, verified });
             }
         }
-        self.pages.fetch_max(pages, Ordering::Release);
+        self.pages.store(pages, Ordering::Release);
         Ok(())
     }
 

@@ -48,7 +48,7 @@ pub(crate) struct Meta {
     pub(crate) counters: [u64; COUNTERS],
     /// None: an empty tree.
     pub(crate) roots: [Option<Link>; TREES],
-    /// One more than the highest page in use or held back.
+    /// One more than the highest page in use.
     pub(crate) high_water: u64,
     /// The place of each region's bitmap, 0 or 1.
     pub(crate) places: Vec<usize>,

@@ -103,7 +103,7 @@ fn create(options: &Options) -> Result<Arc<dyn File>, StoreError> {
         file.write_all_at(&bytes, page * PAGE as u64).map_err(io("make"))?;
     }
     for slot in [0, 1] {
-        let meta = Meta::empty(slot, space.high_water(), space.next_places().collect());
+        let meta = Meta::empty(slot, space.used_end(), space.next_places().collect());
         file.write_all_at(&meta.encode(), slot * PAGE as u64).map_err(io("make"))?;
     }
     file.sync_data().map_err(io("make"))?;
@@ -172,7 +172,7 @@ fn hold_older(source: &Source, older: &Meta, space: &mut Space) -> Vec<(u64, u32
     let mut held = Vec::new();
     for (region, place) in older.places.iter().enumerate() {
         if let Some(bitmap) = read_bitmap(source, region, *place, older.checkpoint) {
-            held.extend(space.hold_older(region, &bitmap));
+            held.extend(space.hold_older(region, &bitmap, *place));
         }
     }
     held

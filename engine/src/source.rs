@@ -19,9 +19,14 @@ use crate::node::Node;
 use crate::page::{Link, PAGE, PageView};
 use crate::{Options, StoreError, Value};
 
-/// The file grows by a sixteenth, but at least by 1 MiB and at most by 64 MiB.
-const GROW_PAGES_MIN: u64 = 256;
+/// The file grows by a sixteenth, but at least by 256 KiB and at most by 64 MiB.
+const GROW_PAGES_MIN: u64 = 64;
 const GROW_PAGES_MAX: u64 = 16_384;
+
+/// By how much a file of so many pages grows.
+fn growth(pages: u64) -> u64 {
+    (pages / 16).clamp(GROW_PAGES_MIN, GROW_PAGES_MAX)
+}
 
 /// A page to read, wherever it is.
 #[derive(Debug, Clone)]
@@ -103,7 +108,7 @@ impl Source {
 
     fn set_file_pages(&self, pages: u64) -> Result<(), StoreError> {
         if let (Pages::Map(map), Some(fd)) = (&self.pages, self.file.fd()) {
-            map.grow(fd, pages).map_err(self.io("map"))?;
+            map.resize(fd, pages).map_err(self.io("map"))?;
         }
         self.file_pages.store(pages, Ordering::Release);
         Ok(())
@@ -134,8 +139,7 @@ impl Source {
     pub(crate) fn prepare(&self, first: u64, pages: u64) -> Result<(), StoreError> {
         let (now, end) = (self.file_pages(), first + pages);
         if end > now {
-            let step = (now / 16).clamp(GROW_PAGES_MIN, GROW_PAGES_MAX);
-            let grown = end.max(now + step).next_multiple_of(GROW_PAGES_MIN);
+            let grown = end.max(now + growth(now)).next_multiple_of(GROW_PAGES_MIN);
             match self.grow(now, grown) {
                 Err(error) if error.is_no_space() && end < grown => self.grow(now, end)?,
                 result => result?,
@@ -159,6 +163,25 @@ impl Source {
             return Err(self.io("grow")(error));
         }
         self.set_file_pages(to)
+    }
+
+    /// Cuts the file behind its first `pages` pages, if more than a step of its growth lies behind them. Only where
+    /// neither of the two checkpoints nor any root refers to a page there: a reader of the map would die of it.
+    /// A cut that fails leaves a file that is too long, which harms nobody.
+    pub(crate) fn cut(&self, pages: u64) {
+        let (now, end) = (self.file_pages(), pages.next_multiple_of(GROW_PAGES_MIN));
+        if now <= end + growth(end) {
+            return;
+        }
+        // The bounds go down first: whoever follows a reference that leads astray gets an error.
+        let cut = self
+            .set_file_pages(end)
+            .and_then(|()| self.file.set_len(end * PAGE as u64).map_err(self.io("cut")));
+        if let Err(error) = cut {
+            log::warn!("the file stays as long as it is: {error}");
+            // Maps no new chunk, so it cannot fail.
+            let _ = self.set_file_pages(now);
+        }
     }
 
     /// Writes from the beginning of a page on. Errors: Io.

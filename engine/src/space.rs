@@ -5,6 +5,10 @@
 //! A checkpoint writes the bitmaps of the regions it touched to the place that the durable meta page does not name,
 //! so saving the allocator allocates nothing, and the checkpoint before stays whole.
 //!
+//! A region in which the checkpoint uses nothing is not named by its meta page. It stays in the map for as long as
+//! pages of it are held, and goes when nobody needs it: what lies behind the last page that is used or held may be
+//! cut off the file.
+//!
 //! Promises: allocation takes the lowest free place. A page that was given up is held back until its owner
 //! releases it. It does no I/O and knows no trees.
 
@@ -21,6 +25,8 @@ pub(crate) const REGIONS_MAX: usize = 16_352;
 /// Longest extent, in pages.
 pub(crate) const EXTENT_PAGES_MAX: u64 = REGION_PAGES - RESERVED_PAGES;
 
+/// The first word of a region's bitmap: the pages that hold no data.
+const SET_ASIDE: u64 = (1 << RESERVED_PAGES) - 1;
 const WORDS: usize = REGION_PAGES as usize / 64;
 type Bits = Box<[u64; WORDS]>;
 
@@ -60,6 +66,19 @@ struct Undo {
     before: Vec<(usize, Region)>,
 }
 
+/// How the file is filled, in pages; those set aside are left out.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// See [`Space::high_water`].
+    pub(crate) high_water: u64,
+    pub(crate) used: u64,
+    pub(crate) held: u64,
+    /// Where the file could end: there is room before it for what is in use behind it.
+    pub(crate) cut: u64,
+    /// Free pages before the cut.
+    pub(crate) free: u64,
+}
+
 /// The map of the whole file.
 #[derive(Debug, Default)]
 pub(crate) struct Space {
@@ -68,6 +87,7 @@ pub(crate) struct Space {
     low_region: usize,
     /// None while no checkpoint is being written.
     undo: Option<Undo>,
+    room: Room,
 }
 
 fn bit(page: u64) -> (usize, u64) {
@@ -78,7 +98,7 @@ fn bit(page: u64) -> (usize, u64) {
 impl Region {
     fn new() -> Region {
         let mut used = Box::new([0; WORDS]);
-        used[0] = (1 << RESERVED_PAGES) - 1;
+        used[0] = SET_ASIDE;
         Region::from_bits(used, 0, true)
     }
 
@@ -144,7 +164,7 @@ impl Region {
 impl Space {
     /// An empty file: one region with nothing in it.
     pub(crate) fn empty() -> Space {
-        Space { regions: vec![Region::new()], low_region: 0, undo: None }
+        Space { regions: vec![Region::new()], ..Space::default() }
     }
 
     pub(crate) fn region_count(&self) -> usize {
@@ -256,31 +276,98 @@ impl Space {
         self.regions.iter().flat_map(|r| r.used.iter()).map(|word| u64::from(word.count_ones())).sum()
     }
 
-    /// One more than the highest page that is used or held.
+    /// One more than the highest page that is used or held: what lies behind it nobody needs.
     pub(crate) fn high_water(&self) -> u64 {
-        let last = self.regions.len() - 1;
-        let region = &self.regions[last];
-        let word = (0..WORDS).rev().find(|w| region.taken(*w) != 0).unwrap_or(0);
-        last as u64 * REGION_PAGES + word as u64 * 64 + 64 - u64::from(region.taken(word).leading_zeros())
+        self.end(Region::taken)
+    }
+
+    /// One more than the highest page that is used.
+    pub(crate) fn used_end(&self) -> u64 {
+        self.end(|region, word| region.used[word])
+    }
+
+    /// One more than the highest page of which `bits` has the bit, those set aside left out; behind those of the
+    /// first region at least.
+    fn end(&self, bits: impl Fn(&Region, usize) -> u64) -> u64 {
+        for (i, region) in self.regions.iter().enumerate().rev() {
+            let data = |word| bits(region, word) & if word == 0 { !SET_ASIDE } else { u64::MAX };
+            if let Some(word) = (0..WORDS).rev().find(|word| data(*word) != 0) {
+                let in_word = 64 - u64::from(data(word).leading_zeros());
+                return i as u64 * REGION_PAGES + word as u64 * 64 + in_word;
+            }
+        }
+        RESERVED_PAGES
+    }
+
+    /// How many regions the meta page names: those up to the last that has a page in use, one at least.
+    fn named(&self) -> usize {
+        self.used_end().div_ceil(REGION_PAGES) as usize
+    }
+
+    /// How the file was filled when it was last surveyed.
+    pub(crate) fn room(&self) -> Room {
+        self.room
+    }
+
+    /// Forgets the regions behind the high-water mark, and notes how the file is filled.
+    pub(crate) fn survey(&mut self) {
+        self.trim();
+        self.room = self.count();
+    }
+
+    /// How the file is filled, and how short it could be.
+    fn count(&self) -> Room {
+        let count = |bits: &Bits| bits.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+        let mut room = Room { high_water: self.high_water(), ..Room::default() };
+        for region in &self.regions {
+            room.used += count(&region.used) - RESERVED_PAGES;
+            room.held += count(&region.held);
+            room.free += u64::from(region.free);
+        }
+        room.cut = self.regions.len() as u64 * REGION_PAGES;
+        let mut behind = 0;
+        for (i, region) in self.regions.iter().enumerate().rev() {
+            for word in (0..WORDS).rev() {
+                let data = if word == 0 { !SET_ASIDE } else { u64::MAX };
+                let used = behind + u64::from((region.used[word] & data).count_ones());
+                let free = room.free - u64::from(region.taken(word).count_zeros());
+                // What moves takes branches along that stand before, and extents need places in one piece.
+                if used + used / 8 > free {
+                    return room;
+                }
+                behind = used;
+                (room.free, room.cut) = (free, i as u64 * REGION_PAGES + word as u64 * 64);
+            }
+        }
+        room
+    }
+
+    /// Forgets the regions behind the high-water mark.
+    fn trim(&mut self) {
+        self.regions.truncate(self.high_water().div_ceil(REGION_PAGES) as usize);
+        self.low_region = self.low_region.min(self.regions.len());
     }
 
     /// The place of each region's bitmap after the checkpoint being written: the other one where it was touched.
     pub(crate) fn next_places(&self) -> impl Iterator<Item = usize> {
-        self.regions.iter().map(|r| if r.touched { 1 - r.place } else { r.place })
+        let named = self.regions.iter().take(self.named());
+        named.map(|r| if r.touched { 1 - r.place } else { r.place })
     }
 
     /// The bitmaps to write: first page of the place, and the bytes.
     pub(crate) fn touched_bitmaps(&self, checkpoint: u64) -> impl Iterator<Item = (u64, Vec<u8>)> {
-        let touched = self.regions.iter().enumerate().filter(|(_, r)| r.touched);
+        let touched = self.regions.iter().enumerate().take(self.named()).filter(|(_, r)| r.touched);
         touched.map(move |(i, r)| (bitmap_page(i, 1 - r.place), encode_bitmap(checkpoint, i, &r.used)))
     }
 
-    /// The checkpoint is durable: its bitmaps are the ones that count.
+    /// The checkpoint is durable: its bitmaps are the ones that count. (A region that it does not name stays
+    /// touched: should it be used again, its bitmap goes to the place that the checkpoint before does not name.)
     pub(crate) fn written(&mut self) {
         for (at, _) in self.undo.take().into_iter().flat_map(|undo| undo.before) {
             self.regions[at].saved = false;
         }
-        for region in self.regions.iter_mut().filter(|r| r.touched) {
+        let named = self.named();
+        for region in self.regions.iter_mut().take(named).filter(|r| r.touched) {
             region.place = 1 - region.place;
             region.touched = false;
         }
@@ -309,9 +396,14 @@ impl Space {
         Ok(())
     }
 
-    /// Holds back the pages that an older checkpoint uses and this one does not; which.
-    pub(crate) fn hold_older(&mut self, region: usize, older: &Bitmap) -> Vec<(u64, u32)> {
-        let Some(r) = self.regions.get_mut(region) else { return Vec::new() };
+    /// Holds back the pages that an older checkpoint uses and this one does not; which. The older one has the
+    /// region's bitmap at `place`. In ascending order of regions.
+    pub(crate) fn hold_older(&mut self, region: usize, older: &Bitmap, place: usize) -> Vec<(u64, u32)> {
+        while self.regions.len() <= region {
+            // This checkpoint uses nothing there and does not name it.
+            self.regions.push(Region { place, ..Region::new() });
+        }
+        let r = &mut self.regions[region];
         let mut held = Vec::new();
         for (w, bits) in older.0.iter().enumerate() {
             let mut only = bits & !r.taken(w);

@@ -13,6 +13,7 @@ use crate::node::Node;
 use crate::page::PAGE;
 use crate::root::{Generation, Reader, State, View};
 use crate::search::TreeRoot;
+use crate::shrink::{Shrink, ideal_pages};
 use crate::space::Space;
 use crate::{Damage, KEY_MAX, Options, StoreError, TreeId, VALUE_MAX};
 
@@ -31,7 +32,7 @@ struct Held {
 #[derive(Debug)]
 pub struct Store {
     /// The writer's own state: the published one and the batch being built.
-    state: State,
+    pub(crate) state: State,
     published: Arc<ArcSwap<State>>,
     /// Whether the state differs from the published one.
     changed: bool,
@@ -59,8 +60,9 @@ pub struct Store {
     /// Memory taken when the running checkpoint began, or the first of those that found no room.
     memory_at_begin: usize,
     dirty_bytes: usize,
-    dirty_bytes_max: usize,
+    pub(crate) dirty_bytes_max: usize,
     compress: bool,
+    pub(crate) shrink: Shrink,
     /// What MVCC keeps between transactions.
     pub(crate) mvcc: crate::mvcc::Writer,
 }
@@ -106,6 +108,7 @@ impl Store {
             dirty_bytes: 0,
             dirty_bytes_max: options.dirty_bytes_max,
             compress: options.compress,
+            shrink: Shrink::default(),
             mvcc: Default::default(),
         })
     }
@@ -120,7 +123,12 @@ impl Store {
         View { state: &self.state }
     }
 
-    fn edit(&mut self, tree: TreeId) -> (Edit<'_>, &mut TreeRoot) {
+    /// What readers see.
+    pub(crate) fn published(&self) -> Arc<State> {
+        self.published.load_full()
+    }
+
+    pub(crate) fn edit(&mut self, tree: TreeId) -> (Edit<'_>, &mut TreeRoot) {
         self.changed = true;
         let edit = Edit {
             source: &self.state.source,
@@ -186,6 +194,11 @@ impl Store {
             let Some(node) = self.retired.pop() else { break };
             node.free(&mut self.retired);
         }
+    }
+
+    /// Whether a checkpoint is being written.
+    pub(crate) fn is_checkpointing(&self) -> bool {
+        self.frozen.is_some()
     }
 
     /// Bytes of nodes that no checkpoint has written.
@@ -267,8 +280,9 @@ impl Store {
             }
         };
         (self.high_water, self.used_pages) = (done.space.high_water(), done.space.used_pages());
-        self.space = Some(done.space);
         self.held.push_back(Held { by: self.durable.checkpoint, extents: done.freed });
+        self.shrink.checkpoint(done.space.room(), ideal_pages(&done.state.trees));
+        self.space = Some(done.space);
         let mut orphans = HashSet::new();
         self.garbage.resolve(&mut orphans);
         self.batch_garbage.resolve(&mut orphans);
@@ -332,6 +346,11 @@ impl Store {
             extents.extend_from_slice(&garbage.extents);
         }
         check_pages(&self.state.source, space, &extents)
+    }
+
+    /// Length of the file.
+    pub fn file_bytes(&self) -> u64 {
+        self.state.source.file_pages() * PAGE as u64
     }
 
     /// Page high-water mark of the newest checkpoint times page size.

@@ -104,6 +104,49 @@ fn puts_survive(name: &str, io: IoChoice) {
     });
 }
 
+/// On real files, through the map, with readers on the way.
+#[test]
+fn defragment_cuts_the_file_under_readers() {
+    let folder = Folder::new("defragment");
+    let config = folder.config(IoChoice::Sync);
+    let file = folder.0.join("member/snap/db");
+    let length = || std::fs::metadata(&file).unwrap().len();
+    with_member(config, async |handle: Handle| {
+        for n in 0..6000 {
+            put(handle.clone(), format!("k{n:05}")).await;
+        }
+        let old = handle.root();
+        for n in (0..6000).filter(|n| n % 10 != 0) {
+            let request = pb::DeleteRangeRequest { key: format!("k{n:05}").into(), ..Default::default() };
+            service::kv::delete_range(&handle, request).await.unwrap();
+        }
+        let (_, revision) = count(&handle).await;
+        let request = pb::CompactionRequest { revision, physical: true };
+        service::kv::compact(&handle, request).await.unwrap();
+        let defragment = || service::maintenance::defragment(&handle, pb::DefragmentRequest {});
+        defragment().await.unwrap();
+        let full = length();
+        assert!(full > 3_000_000, "the old root needs it all: {full}");
+        let mut cursor = old.view().seek(trilith_engine::TreeId::Key, b"").unwrap();
+        let mut entries = 0;
+        while cursor.value().unwrap().is_some() {
+            cursor.next().unwrap();
+            entries += 1;
+        }
+        assert!(entries >= 6000);
+        drop(cursor);
+        drop(old);
+        let (a, b) = tokio::join!(defragment(), defragment());
+        a.and(b).unwrap();
+        let cut = length();
+        assert!(cut < 1_000_000, "{cut} of {full} bytes for 300,000");
+        assert_eq!(count(&handle).await.0, 600);
+    });
+    with_member(folder.config(IoChoice::Sync), async |handle: Handle| {
+        assert_eq!(count(&handle).await.0, 600);
+    });
+}
+
 #[test]
 fn puts_survive_on_plain_calls() {
     puts_survive("sync", IoChoice::Sync);

@@ -2,14 +2,14 @@
 # Runs the tests that the Rust crate etcd-client ships against a server on port 2379, where they look for it.
 #
 # Left out, because the server does not serve it yet: test_lock (Lock), test_election (Election), test_auth, test_role,
-# test_user (Auth), test_alarm, test_defragment, test_snapshot, test_move_leader (Maintenance). The crate itself marks
+# test_user (Auth), test_alarm, test_snapshot, test_move_leader (Maintenance). The crate itself marks
 # test_cluster as ignored: it adds members that never start.
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 VERSION=0.17.0
 TESTS=(test_put test_get test_delete test_compact test_txn test_watch test_grant_revoke test_keep_alive
-    test_time_to_live test_leases test_status test_hash test_hash_kv test_remove_and_add_endpoint)
+    test_time_to_live test_leases test_status test_defragment test_hash test_hash_kv test_remove_and_add_endpoint)
 
 # Its source comes out of the registry's cache, where a manifest that depends on it has brought it.
 mkdir -p "$WORK/fetch/src"

@@ -92,6 +92,55 @@ fn every_cut_finds_a_checkpoint() {
     }
 }
 
+/// The store loses most of its content, and the file its tail.
+#[test]
+fn every_cut_around_the_cut_of_the_file_finds_a_checkpoint() {
+    let mut rng = Rng(seed(21));
+    let disk = SimDisk::new();
+    let mut store = Store::open(crate::Options { compress: false, ..sim_options(&disk) }).unwrap();
+    let mut model = Model::new();
+    let mut points = vec![Point { acknowledged_at: disk.op_count(), model: model.clone(), applied: 0 }];
+    let mut lengths = Vec::new();
+    for n in 1..=9 {
+        match n {
+            1 => put_large(&mut rng, &mut store, &mut model, 0..150),
+            2 => remove_many(&mut rng, &mut store, &mut model),
+            _ => put_large(&mut rng, &mut store, &mut model, 0..n),
+        }
+        store.set_applied(n, 1);
+        checkpoint(&mut store);
+        points.push(Point { acknowledged_at: disk.op_count(), model: model.clone(), applied: n });
+        lengths.push(store.file_bytes());
+    }
+    assert!(lengths[8] * 2 < lengths[1], "the file was cut: {lengths:?}");
+    for ops in 0..=disk.op_count() {
+        for survivors in [Survivors::None, Survivors::All, Survivors::Random(ops as u64)] {
+            let cut = disk.crash(ops, survivors);
+            assert!(!open_cut(&cut, &points, ops).0.lost_bitmaps(), "cut at {ops}: a bitmap was lost");
+            verify(&cut, &points, ops, ops as u64);
+        }
+    }
+}
+
+fn put_large(rng: &mut Rng, store: &mut Store, model: &mut Model, keys: std::ops::Range<u64>) {
+    for n in keys {
+        let key = n.to_be_bytes();
+        let value = vec![rng.next() as u8; 600 + rng.below(9000)];
+        store.insert(crate::TreeId::Meta, &key, &value).unwrap();
+        model.insert(model_key(crate::TreeId::Meta, &key), value);
+    }
+}
+
+fn remove_many(rng: &mut Rng, store: &mut Store, model: &mut Model) {
+    for key in model.keys().cloned().collect::<Vec<_>>() {
+        // What stays is the beginning, and is written anew by every checkpoint that follows.
+        if key.1.0 > 2u64.to_be_bytes().to_vec() || rng.chance(3) {
+            assert!(store.remove(crate::TreeId::Meta, &key.1.0).unwrap());
+            model.remove(&key);
+        }
+    }
+}
+
 /// Cuts right before a sync, when the most is at stake: often enough that a meta page survives whole beside torn
 /// pages, if it could.
 #[test]

@@ -8,6 +8,7 @@ use trilith_disk::sim::SimDisk;
 
 use super::model::*;
 use super::rng::Rng;
+use super::shrink::shrink_a_little;
 use crate::{CheckpointInfo, CheckpointJob, Options, Root, Store, StoreError, TreeId};
 
 /// A folder of its own that goes with the test.
@@ -95,6 +96,12 @@ fn run_model(options: &Options, usual_seed: u64, ops: usize) {
                     Stage::Idle
                 }
             };
+        }
+        if rng.chance(20) {
+            shrink_a_little(&mut store, 1 + rng.below(8));
+        }
+        if rng.chance(3000) {
+            store.shrink_now();
         }
         if rng.chance(10) {
             let tree = TREES[rng.below(TREES.len())];
@@ -194,6 +201,57 @@ fn a_pinned_root_stays_readable_across_many_checkpoints() {
         put(&mut store, round);
     }
     assert!(store.size_bytes() <= pinned, "the pages of the dropped root are used again");
+}
+
+#[test]
+fn the_file_is_cut_and_grows_again_but_never_under_a_reader() {
+    let dir = TempDir::new("cut");
+    let mut store = Store::open(Options { compress: false, ..dir.options(true) }).unwrap();
+    let fill = |store: &mut Store, byte: u8| {
+        for n in 0..300u64 {
+            store
+                .insert(TreeId::Meta, &n.to_be_bytes(), &vec![byte; if n % 9 == 0 { 60_000 } else { 700 }])
+                .unwrap();
+        }
+        checkpoint(store);
+    };
+    let remove = |store: &mut Store| {
+        for n in 1..300u64 {
+            assert!(store.remove(TreeId::Meta, &n.to_be_bytes()).unwrap());
+        }
+    };
+    for round in 1..4 {
+        fill(&mut store, round);
+        let full = store.file_bytes();
+        let root = store.reader().root();
+        remove(&mut store);
+        for _ in 0..5 {
+            checkpoint(&mut store);
+        }
+        assert_eq!(store.file_bytes(), full, "a reader may need it all");
+        let mut cursor = root.view().seek(TreeId::Meta, b"").unwrap();
+        let mut entries = 0;
+        while let Some(value) = cursor.value().unwrap() {
+            assert!(value.iter().all(|b| *b == round));
+            entries += 1;
+            cursor.next().unwrap();
+        }
+        assert_eq!(entries, 300);
+        drop(cursor);
+        drop(root);
+        for byte in 0..3 {
+            // Written anew at the lowest free place.
+            store.insert(TreeId::Meta, &[0; 8], &[byte; 60_000]).unwrap();
+            checkpoint(&mut store);
+        }
+        let length = std::fs::metadata(dir.0.join("db")).unwrap().len();
+        assert_eq!(length, store.file_bytes());
+        assert!(length < 1 << 20 && full > 2 << 20, "{length} of {full} bytes are left");
+        assert_eq!(store.view().get(TreeId::Meta, &[0; 8]).unwrap().unwrap().len(), 60_000);
+        store.check().unwrap();
+    }
+    drop(store);
+    Store::open(dir.options(true)).unwrap().check().unwrap();
 }
 
 #[test]

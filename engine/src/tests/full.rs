@@ -104,8 +104,9 @@ fn record(disk: &SimDisk, rng: &mut Rng) -> Vec<Point> {
     let mut points = vec![Point { acknowledged_at: disk.op_count(), model: model.clone(), applied: 0 }];
     let mut abandoned = 0;
     for n in 1..=16 {
-        for _ in 0..rng.below(60) + 1 {
-            change(rng, &mut store, &mut model, 300, n % 4 != 0);
+        // Enough for the file to grow again and again.
+        for _ in 0..rng.below(80) + 60 {
+            change(rng, &mut store, &mut model, 3000, true);
         }
         store.set_applied(n, 1);
         store.publish();

@@ -11,5 +11,6 @@ mod model;
 mod page;
 pub(crate) mod rng;
 mod scrub;
+mod shrink;
 mod space;
 mod sums;

@@ -55,6 +55,57 @@ fn extents_stay_within_regions_and_the_file_has_an_end() {
 }
 
 #[test]
+fn regions_that_nobody_needs_go() {
+    let mut space = Space::empty();
+    let large = EXTENT_PAGES_MAX;
+    let extents: Vec<u64> = (0..4).map(|_| space.allocate(large).unwrap()).collect();
+    space.written();
+    space.hold(extents[2], large as u32);
+    space.hold(extents[3], large as u32);
+    space.survey();
+    assert_eq!(space.used_end(), 2 * REGION_PAGES);
+    assert_eq!(space.high_water(), 4 * REGION_PAGES, "what is held stays");
+    assert_eq!(space.next_places().count(), 2, "and is not named");
+    assert!(space.touched_bitmaps(1).next().is_none());
+    space.written();
+    space.release(extents[3], large as u32);
+    space.survey();
+    assert_eq!((space.region_count(), space.high_water()), (3, 3 * REGION_PAGES));
+    // Used again while the checkpoint before still names place 1.
+    space.release(extents[2], large as u32);
+    assert_eq!(space.allocate(7), Some(extents[2]));
+    let written: Vec<u64> = space.touched_bitmaps(2).map(|(page, _)| page).collect();
+    assert_eq!(written, [bitmap_page(2, 0)]);
+    space.hold(extents[2], 7);
+    space.release(extents[2], 7);
+    space.survey();
+    assert_eq!(space.region_count(), 2);
+    space.hold(extents[0], large as u32);
+    space.hold(extents[1], large as u32);
+    space.release(extents[0], large as u32);
+    space.release(extents[1], large as u32);
+    space.survey();
+    assert_eq!((space.region_count(), space.high_water()), (1, RESERVED_PAGES));
+}
+
+/// Opened from a checkpoint that does not name a region in which the one before uses pages.
+#[test]
+fn pages_of_the_checkpoint_before_are_held_in_any_region() {
+    let mut before = Space::empty();
+    for _ in 0..3 {
+        before.allocate(EXTENT_PAGES_MAX).unwrap();
+    }
+    let mut newest = Space::empty();
+    newest.written();
+    for (region, (_, bytes)) in before.touched_bitmaps(1).enumerate() {
+        let held = newest.hold_older(region, &decode_bitmap(&bytes, region, 1).unwrap(), 1);
+        assert_eq!(held.len() as u64, EXTENT_PAGES_MAX);
+    }
+    assert_eq!(newest.high_water(), 3 * REGION_PAGES);
+    assert_eq!(newest.allocate(1), Some(3 * REGION_PAGES + RESERVED_PAGES));
+}
+
+#[test]
 fn bitmaps_go_round() {
     let mut space = Space::empty();
     let first = space.allocate(100).unwrap();

@@ -10,11 +10,12 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
-use trilith_engine::{CheckpointDone, StoreError};
+use trilith_engine::{CheckpointDone, ShrinkPlan, StoreError};
 
 use super::{Core, Fatal, ScrubJob};
 
-type Checkpoint = Option<JoinHandle<Result<CheckpointDone, StoreError>>>;
+/// A job on a thread that may block.
+type Job<T> = Option<JoinHandle<Result<T, StoreError>>>;
 
 /// Drives the core until `shutdown` resolves, then ends it in order: nothing comes in, what came in is answered, a
 /// last checkpoint is written. Anything that keeps it from going on ends it with an error.
@@ -22,8 +23,9 @@ pub async fn run(mut core: Core, shutdown: impl Future<Output = ()>) -> Result<(
     let shared = core.shared();
     let log = watch_log(&core)?;
     let start = Instant::now();
-    let mut checkpoint: Checkpoint = None;
+    let mut checkpoint: Job<CheckpointDone> = None;
     let mut scrub: Option<JoinHandle<ScrubJob>> = None;
+    let mut scan: Job<ShrinkPlan> = None;
     let mut shutdown = std::pin::pin!(shutdown);
     let mut timer = std::pin::pin!(sleep_until(start));
     loop {
@@ -33,6 +35,9 @@ pub async fn run(mut core: Core, shutdown: impl Future<Output = ()>) -> Result<(
         }
         if scrub.is_none() {
             scrub = core.begin_scrub().map(|job| tokio::task::spawn_blocking(move || job.run()));
+        }
+        if scan.is_none() {
+            scan = core.begin_shrink_scan().map(|scan| tokio::task::spawn_blocking(move || scan.run()));
         }
         let deadline = start + core.deadline();
         if timer.deadline() != deadline {
@@ -51,6 +56,10 @@ pub async fn run(mut core: Core, shutdown: impl Future<Output = ()>) -> Result<(
                 scrub = None;
                 core.scrub_finished(piece?);
             }
+            outcome = finished(&mut scan) => {
+                scan = None;
+                core.shrink_scanned(outcome?);
+            }
             () = shared.woken() => {}
             written = log_moved(log.as_ref()) => written?,
             () = &mut timer => {}
@@ -59,7 +68,7 @@ pub async fn run(mut core: Core, shutdown: impl Future<Output = ()>) -> Result<(
     end(core, checkpoint, start.elapsed()).await
 }
 
-async fn end(mut core: Core, mut checkpoint: Checkpoint, now: Duration) -> Result<(), Fatal> {
+async fn end(mut core: Core, mut checkpoint: Job<CheckpointDone>, now: Duration) -> Result<(), Fatal> {
     core.close(now)?;
     if checkpoint.is_some() {
         let outcome = finished(&mut checkpoint).await?;
@@ -105,11 +114,12 @@ async fn scrubbed(scrub: &mut Option<JoinHandle<ScrubJob>>) -> Result<ScrubJob, 
     }
 }
 
-async fn finished(checkpoint: &mut Checkpoint) -> Result<Result<CheckpointDone, StoreError>, Fatal> {
-    match checkpoint {
+async fn finished<T>(job: &mut Job<T>) -> Result<Result<T, StoreError>, Fatal> {
+    match job {
         None => pending().await,
-        Some(job) => job
-            .await
-            .map_err(|error| Fatal::Io { what: "running a checkpoint", error: std::io::Error::other(error) }),
+        Some(job) => job.await.map_err(|error| Fatal::Io {
+            what: "running a job of the store",
+            error: std::io::Error::other(error),
+        }),
     }
 }

@@ -20,6 +20,7 @@ use super::pressure::Pressure;
 use super::reads::Reads;
 use super::scrub::Scrubbing;
 use super::shared::{Facts, Proposal, Reading, Shared};
+use super::shrink::Shrinking;
 use super::waiters::{Waiter, Waiters};
 use super::{CLUSTER_VERSION, Config, Fatal};
 use crate::apply::alarm::Alarms;
@@ -90,6 +91,7 @@ pub struct Core {
     pub(super) checkpoints: Checkpoints,
     pub(super) pressure: Pressure,
     pub(super) scrubbing: Scrubbing,
+    pub(super) shrinking: Shrinking,
     compacting: bool,
     compact_at: Duration,
     after_compaction: Vec<(oneshot::Sender<Answer>, Answer)>,
@@ -135,6 +137,7 @@ impl Core {
             checkpoints: Checkpoints { running: None, began: Duration::ZERO, log_bytes: 0, changed: false },
             pressure: Pressure::default(),
             scrubbing: Scrubbing::default(),
+            shrinking: Shrinking::default(),
             // Whether something is left from before is for the store to say.
             compacting: true,
             compact_at: Duration::ZERO,
@@ -165,6 +168,7 @@ impl Core {
     /// When `step` should be called at the latest.
     pub fn deadline(&self) -> Duration {
         let due = self.tick_at.min(self.housekeeping_at);
+        let due = self.shrink_deadline().map_or(due, |step| due.min(step));
         if self.compacting { due.min(self.compact_at) } else { due }
     }
 
@@ -192,12 +196,15 @@ impl Core {
             }
         }
         self.compact()?;
+        self.shrink()?;
         self.publish_facts();
         Ok(())
     }
 
     fn take_inbox(&mut self) {
-        self.shared.take(&mut self.proposals, &mut self.readings);
+        let mut defragments = Vec::new();
+        self.shared.take(&mut self.proposals, &mut self.readings, &mut defragments);
+        self.take_defragments(&mut defragments);
         for proposal in self.proposals.drain(..) {
             self.waiters.add(proposal.id, proposal.started, Waiter::Call(proposal.answer));
             self.backlog.push_back((proposal.id, proposal.data));
@@ -488,6 +495,11 @@ impl Core {
         Ok(())
     }
 
+    /// Something is in the store that no checkpoint has.
+    pub(super) fn note_store_changed(&mut self) {
+        self.checkpoints.changed = true;
+    }
+
     fn publish_facts(&self) {
         let status = self.node.status();
         let (applied, applied_term) = self.store.applied();
@@ -512,6 +524,7 @@ impl Core {
         let state = &self.checkpoints;
         let aged = self.now >= state.began + self.config.checkpoint_interval;
         let due = state.log_bytes >= self.config.checkpoint_log_bytes || (aged && state.changed);
+        let due = due || self.shrink_wants_checkpoint(state.began);
         let due =
             self.retries_checkpoint().unwrap_or(due || self.store.checkpoint_due() || self.log_needs_room());
         if state.running.is_some() || !due {
@@ -576,7 +589,7 @@ impl Drop for Core {
     /// Whoever waits hears that nobody will answer, and nobody comes in after that.
     fn drop(&mut self) {
         self.shared.close();
-        self.shared.take(&mut self.proposals, &mut self.readings);
+        self.shared.take(&mut self.proposals, &mut self.readings, &mut Vec::new());
     }
 }
 

@@ -19,6 +19,7 @@ mod pressure;
 mod reads;
 mod scrub;
 mod shared;
+mod shrink;
 mod waiters;
 
 use std::path::PathBuf;

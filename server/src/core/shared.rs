@@ -83,6 +83,8 @@ pub(super) struct Reading {
 pub(super) struct Inbox {
     pub(super) proposals: Vec<Proposal>,
     pub(super) reads: Vec<Reading>,
+    /// Those who want the store's file made shorter.
+    pub(super) defragments: Vec<oneshot::Sender<()>>,
     closed: bool,
 }
 
@@ -156,8 +158,14 @@ impl Shared {
     }
 
     /// Swaps the inbox for empty queues.
-    pub(super) fn take(&self, proposals: &mut Vec<Proposal>, reads: &mut Vec<Reading>) {
+    pub(super) fn take(
+        &self,
+        proposals: &mut Vec<Proposal>,
+        reads: &mut Vec<Reading>,
+        defragments: &mut Vec<oneshot::Sender<()>>,
+    ) {
         let mut inbox = self.inbox();
+        std::mem::swap(&mut inbox.defragments, defragments);
         std::mem::swap(&mut inbox.proposals, proposals);
         std::mem::swap(&mut inbox.reads, reads);
     }
@@ -305,6 +313,10 @@ impl Handle {
         let started = self.0.now();
         self.0.put(|inbox| inbox.reads.push(Reading { started, answer }))?;
         answered.await.unwrap_or(Err(status::STOPPED))
+    }
+
+    pub(super) fn ask_to_defragment(&self, answer: oneshot::Sender<()>) -> Result<(), Status> {
+        self.0.put(|inbox| inbox.defragments.push(answer))
     }
 
     /// Waits until the member has published itself to the cluster: requests may be served from then on.

@@ -84,6 +84,9 @@ impl Routes for Api {
             "/etcdserverpb.Maintenance/Hash" => {
                 call.unary(async move |request| maintenance::hash(&core, request).await);
             }
+            "/etcdserverpb.Maintenance/Defragment" => {
+                call.unary(async move |request| maintenance::defragment(&core, request).await);
+            }
             "/etcdserverpb.Maintenance/HashKV" => {
                 call.unary(async move |request| maintenance::hash_kv(&core, request).await);
             }

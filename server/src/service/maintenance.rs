@@ -1,8 +1,8 @@
 //! Maintenance: what the member tells of itself, and hashes over what it holds.
 
 use trilith_proto::etcdserverpb::{
-    AlarmRequest, DowngradeInfo, HashKvRequest, HashKvResponse, HashRequest, HashResponse, StatusRequest,
-    StatusResponse,
+    AlarmRequest, DefragmentRequest, DefragmentResponse, DowngradeInfo, HashKvRequest, HashKvResponse,
+    HashRequest, HashResponse, StatusRequest, StatusResponse,
 };
 
 use crate::apply::alarm::{self, Alarms};
@@ -41,6 +41,12 @@ pub async fn status(handle: &Handle, _: StatusRequest) -> Result<Reply, Status> 
         db_size_quota: handle.quota().bytes(),
         downgrade_info: Some(DowngradeInfo::default()),
     }))
+}
+
+/// X13, but for the blocking. H5: no header.
+pub async fn defragment(handle: &Handle, _: DefragmentRequest) -> Result<Reply, Status> {
+    handle.defragment().await?;
+    Ok(Reply::of(&DefragmentResponse::default()))
 }
 
 /// X7.

@@ -35,7 +35,6 @@ pub const UNIMPLEMENTED: &[&str] = &[
     "/etcdserverpb.Cluster/MemberPromote",
     "/etcdserverpb.Cluster/MemberRemove",
     "/etcdserverpb.Cluster/MemberUpdate",
-    "/etcdserverpb.Maintenance/Defragment",
     "/etcdserverpb.Maintenance/Downgrade",
     "/etcdserverpb.Maintenance/MoveLeader",
     "/v3electionpb.Election/Campaign",

@@ -86,6 +86,9 @@ impl Bed {
         if let Some(job) = self.core.begin_checkpoint() {
             self.core.checkpoint_finished(job.run())?;
         }
+        if let Some(scan) = self.core.begin_shrink_scan() {
+            self.core.shrink_scanned(scan.run());
+        }
         Ok(())
     }
 

@@ -108,7 +108,7 @@ async fn alarms(client: &Client) -> Result<(), String> {
 }
 
 /// The endpoints of the command line, or with `--cluster` those of the member list.
-async fn endpoints(session: &Session) -> Result<Vec<String>, Failure> {
+pub(super) async fn endpoints(session: &Session) -> Result<Vec<String>, Failure> {
     if !session.flags.bool("cluster") {
         return Ok(session.config.endpoints.clone());
     }

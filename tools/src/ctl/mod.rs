@@ -2,6 +2,7 @@
 //!
 //! Commands check their arguments before they connect, and print an answer once it is whole.
 
+mod defrag;
 mod endpoint;
 mod kv;
 mod lease;
@@ -121,6 +122,7 @@ async fn carry_out(verb: Verb, session: Session) -> Result<(), Failure> {
         Verb::LeaseKeepAlive => lease::keep_alive(&session).await,
         Verb::EndpointStatus => endpoint::status(&session).await,
         Verb::EndpointHealth => endpoint::health(&session).await,
+        Verb::Defrag => defrag::defrag(&session).await,
         Verb::EndpointHashKv => endpoint::hash_kv(&session).await,
         Verb::MemberList => member::list(&session).await,
         Verb::SnapshotSave => snapshot::save(&session).await,

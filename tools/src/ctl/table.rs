@@ -17,6 +17,7 @@ pub(super) enum Verb {
     LeaseTimeToLive,
     LeaseList,
     LeaseKeepAlive,
+    Defrag,
     EndpointStatus,
     EndpointHealth,
     EndpointHashKv,
@@ -156,7 +157,13 @@ pub(super) static COMMANDS: &[Command] = &[
         Verb::Compaction,
     ),
     later(&["completion"], "completion [bash|zsh|fish|powershell]"),
-    later(&["defrag"], "defrag"),
+    command(
+        &["defrag"],
+        "defrag",
+        "Makes each member's store as short as it gets",
+        ENDPOINT_FLAGS,
+        Verb::Defrag,
+    ),
     command(
         &["del"],
         "del [options] <key> [range_end]",

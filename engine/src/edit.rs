@@ -16,7 +16,7 @@ use crate::source::{NodeRef, Source};
 use crate::{StoreError, TreeId};
 
 /// Below this use a node is merged with a sibling, if both together leave room.
-const MERGE_BELOW: usize = (PAGE - HEADER) / 4;
+pub(crate) const MERGE_BELOW: usize = (PAGE - HEADER) / 4;
 const MERGED_MAX: usize = (PAGE - HEADER) * 3 / 4;
 
 /// What the trees stopped using.
@@ -315,7 +315,6 @@ impl<'s> Edit<'s> {
             if count > 1 || (leaf && count == 1) {
                 break;
             }
-            // An emptied tree, or a root with a single child: one level less.
             *self.dirty_bytes -= PAGE;
             *root = if count == 0 {
                 TreeRoot::Empty
@@ -347,11 +346,8 @@ impl<'s> Edit<'s> {
             self.drop_child(branch, i);
             return Ok(());
         }
-        if used < MERGE_BELOW
-            && let Err(error) = self.merge(branch, i)
-        {
-            // The entry is gone as asked, and the tree is whole; whoever reads the sibling gets the error.
-            log::warn!("a sibling could not be read, and stays as it is: {error}");
+        if used < MERGE_BELOW {
+            self.merge(branch, i);
         }
         Ok(())
     }
@@ -367,21 +363,38 @@ impl<'s> Edit<'s> {
         child
     }
 
-    /// Merges an underfull child with a sibling, if both together leave room for more. An error changes nothing.
-    fn merge(&mut self, branch: &mut Node, i: usize) -> Result<(), StoreError> {
+    /// Merges an underfull child with a sibling, if both together leave room for more.
+    pub(crate) fn merge(&mut self, branch: &mut Node, i: usize) {
         let count = branch.page().count();
-        if count < 2 {
-            return Ok(());
+        if count > 1 {
+            self.merge_pair(branch, if i + 1 < count { i } else { i - 1 });
         }
-        let left = if i + 1 < count { i } else { i - 1 };
+    }
+
+    /// Merges two children, if both together leave room for more. Whether it did.
+    pub(crate) fn merge_pair(&mut self, branch: &mut Node, left: usize) -> bool {
+        self.try_merge(branch, left).unwrap_or_else(|error| {
+            // What was to be removed is gone, and the tree is whole; whoever reads the sibling gets the error.
+            log::warn!("a sibling could not be read, and stays as it is: {error}");
+            false
+        })
+    }
+
+    /// Nothing is inserted into the middle of tree `Key`: a page of it may as well be full.
+    fn merged_max(&self) -> usize {
+        if self.id == TreeId::Key { PAGE - HEADER } else { MERGED_MAX }
+    }
+
+    /// An error changes nothing.
+    fn try_merge(&mut self, branch: &mut Node, left: usize) -> Result<bool, StoreError> {
         let tree = self.tree();
         let parent = NodeRef::Dirty(branch);
         let (a, b) = (tree.child(&parent, left)?, tree.child(&parent, left + 1)?);
         let separator = tree.key(&parent, left + 1)?;
         let level = a.page().level();
         let extra = if level > 0 { branch_cell_bytes(separator.len()) } else { 0 };
-        if a.page().used_bytes() + b.page().used_bytes() + extra > MERGED_MAX {
-            return Ok(());
+        if a.page().used_bytes() + b.page().used_bytes() + extra > self.merged_max() {
+            return Ok(false);
         }
         let separator = separator.to_vec();
         drop((a, b));
@@ -401,7 +414,7 @@ impl<'s> Edit<'s> {
         }
         right.move_tail(0, target);
         *self.dirty_bytes -= PAGE;
-        Ok(())
+        Ok(true)
     }
 }
 

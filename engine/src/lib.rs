@@ -17,6 +17,7 @@ mod crc;
 mod cursor;
 mod damage;
 mod edit;
+mod edit_bulk;
 mod edit_longs;
 mod error;
 mod extent;

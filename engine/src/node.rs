@@ -290,6 +290,19 @@ impl Node {
         released
     }
 
+    /// Removes entries, given in ascending order; what they referred to.
+    pub(crate) fn remove_entries(&mut self, cells: &[usize]) -> Released {
+        let mut released = Released::default();
+        for &i in cells {
+            let of_key = self.release_key(i);
+            released.extents.extend(of_key.extents);
+            released.blob_bytes += of_key.blob_bytes;
+            released = self.release_value(i, released);
+        }
+        self.edit().remove_many(cells);
+        released
+    }
+
     /// Removes a child; it, and what the cell's key referred to.
     pub(crate) fn remove_child(&mut self, i: usize) -> (Child, Released) {
         let released = self.release_key(i);

@@ -678,6 +678,23 @@ impl PageMut<'_> {
         }
     }
 
+    /// Removes cells, given in ascending order: one pass over the slots.
+    pub(crate) fn remove_many(&mut self, cells: &[usize]) {
+        let Some(&first) = cells.first() else { return };
+        let (mut kept, mut dead) = (first, 0);
+        let mut removed = cells.iter().peekable();
+        for i in first..self.view().count() {
+            if removed.next_if(|&&cell| cell == i).is_some() {
+                dead += self.view().cell_bytes(i);
+                continue;
+            }
+            self.0.copy_within(slot_at(i)..slot_at(i + 1), slot_at(kept));
+            kept += 1;
+        }
+        put_u16(self.0, COUNT, kept);
+        self.add_dead(dead);
+    }
+
     /// Drops the cells from `from` on.
     pub(crate) fn truncate(&mut self, from: usize) {
         let dead: usize = (from..self.view().count()).map(|i| self.view().cell_bytes(i)).sum();

@@ -86,7 +86,7 @@ impl<'a> Tree<'a> {
 
     /// How a cell's key compares with `key`.
     #[inline]
-    fn compare(&self, node: &NodeRef<'a>, i: usize, key: &[u8]) -> Result<Ordering, StoreError> {
+    pub(crate) fn compare(&self, node: &NodeRef<'a>, i: usize, key: &[u8]) -> Result<Ordering, StoreError> {
         let (found, long) = node.page().key(i);
         if !long {
             return Ok(self.order().compare(found, key));

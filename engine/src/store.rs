@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use crate::check::{check_pages, walk};
 use crate::checkpoint::{CheckpointDone, CheckpointInfo, CheckpointJob, Durable};
 use crate::edit::{Edit, Garbage, own};
+use crate::edit_bulk::{SortedKeys, Successor};
 use crate::extent::Extent;
 use crate::node::Node;
 use crate::page::PAGE;
@@ -65,6 +66,8 @@ pub struct Store {
     pub(crate) shrink: Shrink,
     /// What MVCC keeps between transactions.
     pub(crate) mvcc: crate::mvcc::Writer,
+    /// How far the removal of superseded revisions is.
+    pub(crate) removal: crate::mvcc::Removal,
 }
 
 impl Store {
@@ -110,6 +113,7 @@ impl Store {
             compress: options.compress,
             shrink: Shrink::default(),
             mvcc: Default::default(),
+            removal: Default::default(),
         })
     }
 
@@ -121,6 +125,10 @@ impl Store {
     /// The writer's own state, published or not.
     pub fn view(&self) -> View<'_> {
         View { state: &self.state }
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.state
     }
 
     /// What readers see.
@@ -161,6 +169,22 @@ impl Store {
         let (mut edit, root) = self.edit(tree);
         edit.remove(root, key)?;
         Ok(true)
+    }
+
+    /// Removes those keys of the list that the tree holds, from `from` on, until the list or the work allowed is at
+    /// its end; where it stopped. What follows a removed entry and has its stem gets the value that `successor` says.
+    /// Errors: Io, Corrupt, Stopped; a part may be gone by then.
+    pub(crate) fn remove_sorted(
+        &mut self,
+        tree: TreeId,
+        keys: &SortedKeys,
+        successor: Option<Successor>,
+        from: usize,
+        work: &mut usize,
+    ) -> Result<usize, StoreError> {
+        self.state.source.check_running()?;
+        let (mut edit, root) = self.edit(tree);
+        edit.remove_sorted(root, keys, successor, from, work)
     }
 
     /// Raft index and term of the last applied entry; part of the root and of the checkpoint's meta page.

@@ -273,15 +273,18 @@ fn c5_marks_of_a_compaction() {
     assert!(store.compact_step(100).unwrap());
     assert_eq!(mark(&store, b"finishedCompactRev"), at(5));
     assert!(store.compact_step(100).unwrap());
-    // A later compaction takes over one that is still running.
+    // One that is still running comes to its end before a later one takes over, as in etcd.
     store.compact(7).unwrap();
     assert!(!store.compact_step(1).unwrap());
     store.compact(9).unwrap();
     assert_eq!(mark(&store, b"scheduledCompactRev"), at(9));
+    let mut marks = vec![mark(&store, b"finishedCompactRev")];
     while !store.compact_step(1).unwrap() {
-        assert_eq!(mark(&store, b"finishedCompactRev"), at(5));
+        marks.push(mark(&store, b"finishedCompactRev"));
     }
-    assert_eq!(mark(&store, b"finishedCompactRev"), at(9));
+    marks.push(mark(&store, b"finishedCompactRev"));
+    marks.dedup();
+    assert_eq!(marks, [at(5), at(7), at(9)]);
     assert_eq!(history(&store, 0, 100), ["9.0 +k", "10.0 +k", "11.0 +k"]);
 }
 

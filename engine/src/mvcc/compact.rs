@@ -1,50 +1,55 @@
-//! Compaction: marks a revision at once, and removes what it superseded step by step.
+//! Compaction: marks a revision at once, and removes what it superseded bit by bit.
 //!
 //! What stays after a compaction to R is etcd's rule (K9): of the entries with main <= R, per user key the newest,
-//! except that a newest that is a tombstone stays only if its main is R itself.
+//! except that a newest that is a tombstone stays only if its main is R itself. The others are doomed.
 //!
-//! The removal walks tree `Key` over the revisions from F, the last compaction that finished, to R, both included:
-//! - each entry there removes its predecessor, the entry of the same user key just before it in the index;
-//! - a tombstone there with main < R goes itself, too.
+//! A walk over the store finds them, in pieces: a [`CompactionJob`] reads a published root on any thread
+//! (`doomed`), and the writer takes out of its own, newer state what the job has listed, as much at a time as its
+//! caller can spare. Doomed is for ever: no later put or compaction brings an entry back, so a list does not
+//! grow wrong while it waits; an entry that is gone already is passed over.
 //!
-//! Why that is the rule. Let x be an entry with main <= R, and let everything up to F be as the rule for F says.
-//! If x has a successor (the next entry of its key) with main <= R, that successor lies at or after F: else the
-//! rule for F would have removed x. So the walk meets the successor, finds x just before it (nothing lies between,
-//! and the walk removes entries of a key only in their order), and removes it. If x has no such successor, it is
-//! the newest of its key; no entry that the walk meets has it as its predecessor, so it stays, unless it is a
-//! tombstone. A tombstone below F is not there, one from F (F itself included: the last compaction left it) to R-1
-//! is met and removed, and one at R stays.
+//! *What a crash leaves.* An entry goes from tree `Key` first and from `Index` later, so the index names all that is
+//! left to do, and perhaps more. A walk that begins anew after a restart therefore goes by the index. A walk that
+//! this process begins after it has seen the one before to its end finds both trees agreeing, and may look only at
+//! what was written since, if that is little.
 //!
-//! The walk is idempotent: an entry that is gone already had its predecessor removed before. So a restart begins
-//! again at F, and a compaction to a later revision takes over the walk of one that is still running: what was
-//! done for R is right for the later one, except for tombstones at R, so the walk goes back to R if it passed it.
-//! The work is proportional to what was written between F and R, however many keys there are.
+//! A walk goes on to its own target when a later compaction is marked meanwhile; the next walk takes that up. So each
+//! has an end however fast they follow each other.
+
+use std::sync::Arc;
 
 use super::codec::{self, RevisionKey};
+use super::doomed::{CompactionJob, Doomed, Limit, Position};
 use super::read::inconsistent;
 use super::{COMPACT_REVISION, Revision};
+use crate::edit_bulk::Successor;
+use crate::root::State;
 use crate::{Store, StoreError, TreeId, View};
 
 pub(super) const SCHEDULED: &[u8] = b"scheduledCompactRev";
 pub(super) const FINISHED: &[u8] = b"finishedCompactRev";
 
-/// So many entries are collected before their predecessors are removed.
-const BATCH: usize = 256;
-
-/// Where a compaction stands: the first revision that it did not look at yet.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Walk(Revision);
-
-/// Entries that the walk met, with their user keys one after the other.
+/// What the writer knows of the removal.
 #[derive(Debug, Default)]
-struct Batch {
-    entries: Vec<(Revision, bool, usize)>,
-    keys: Vec<u8>,
+pub(crate) struct Removal {
+    /// The walk under way.
+    walk: Option<Walk>,
+    /// Nothing is left of any walk, and this process knows it: `Key` and `Index` name the same entries.
+    settled: bool,
+    /// What `compact_step` has not removed yet.
+    piece: Option<Doomed>,
+}
+
+/// A walk: what it compacts to, and where its next piece begins.
+#[derive(Debug)]
+struct Walk {
+    target: i64,
+    position: Position,
 }
 
 impl View<'_> {
     /// The last compaction that has removed everything; -1 if there was none.
-    pub(super) fn finished_compaction(&self) -> Result<i64, StoreError> {
+    pub fn finished_compaction(&self) -> Result<i64, StoreError> {
         let Some(mark) = self.get(TreeId::Meta, FINISHED)? else { return Ok(-1) };
         let (revision, _) = RevisionKey::parse(&mark)
             .ok_or_else(|| inconsistent(TreeId::Meta, "malformed revision", FINISHED))?;
@@ -54,7 +59,7 @@ impl View<'_> {
 
 impl Store {
     /// Marks the compaction (meta/scheduledCompactRev): revisions below are refused at once. Errors: Compacted,
-    /// Future. Superseded revisions go in `compact_step`.
+    /// Future. What it supersedes is removed by [`Store::begin_compaction`] and what follows on that.
     pub fn compact(&mut self, revision: i64) -> Result<(), StoreError> {
         let (compacted, current) = (self.view().compact_revision(), self.view().revision());
         if revision <= compacted {
@@ -63,8 +68,9 @@ impl Store {
         if revision > current {
             return Err(StoreError::Future);
         }
-        if let Some(Walk(next)) = &mut self.mvcc.walk {
-            *next = (*next).min(Revision { main: compacted, sub: 0 });
+        let removal = &self.removal;
+        if removal.walk.is_none() && !removal.settled && self.view().finished_compaction()? >= compacted {
+            self.removal.settled = true;
         }
         let mark = RevisionKey::new(Revision { main: revision, sub: 0 }, false);
         self.insert(TreeId::Meta, SCHEDULED, &mark)?;
@@ -72,107 +78,102 @@ impl Store {
         Ok(())
     }
 
-    /// Looks at up to `budget` revisions (at least one) and removes what they supersede: one of them removes two at
-    /// most, and all together no more than were written. True when nothing is left to do (meta/finishedCompactRev
-    /// is then written). Resumes by itself after a restart.
-    pub fn compact_step(&mut self, budget: usize) -> Result<bool, StoreError> {
-        let target = self.view().compact_revision();
-        let finished = self.view().finished_compaction()?;
-        if finished >= target {
-            return Ok(true);
-        }
-        let mut left = budget.max(1);
-        let mut batch = Batch::default();
-        while left > 0 {
-            let start = self.mvcc.walk.map_or(Revision { main: finished.max(0), sub: 0 }, |walk| walk.0);
-            let limit = left.min(BATCH);
-            self.collect(&mut batch, start, target, limit)?;
-            self.remove_superseded(&batch, target)?;
-            if batch.entries.len() < limit {
-                let mark = RevisionKey::new(Revision { main: target, sub: 0 }, false);
-                self.insert(TreeId::Meta, FINISHED, &mark)?;
-                self.mvcc.walk = None;
-                return Ok(true);
-            }
-            let last = batch.entries[batch.entries.len() - 1].0;
-            self.mvcc.walk = Some(Walk(Revision { sub: last.sub + 1, ..last }));
-            left -= limit;
-        }
-        Ok(false)
+    /// The next piece of work of a compaction: a job that may run on any thread, one at a time, and whose outcome
+    /// goes to [`Store::remove_doomed`]. None when all published compactions have removed everything. Goes on by
+    /// itself after a restart.
+    pub fn begin_compaction(&mut self) -> Result<Option<CompactionJob>, StoreError> {
+        let published = self.reader().root().0;
+        self.compaction_in(published, Limit::PIECE)
     }
 
-    /// Fills the batch with the entries of tree `Key` from `start` up to main revision `target`.
-    fn collect(
-        &self,
-        batch: &mut Batch,
-        start: Revision,
-        target: i64,
-        limit: usize,
-    ) -> Result<(), StoreError> {
-        batch.entries.clear();
-        batch.keys.clear();
-        let mut cursor = self.view().seek(TreeId::Key, &RevisionKey::new(start, false))?;
-        while batch.entries.len() < limit {
-            let Some(entry) = cursor.key() else { break };
-            let (revision, tombstone) =
-                RevisionKey::parse(entry).ok_or_else(|| inconsistent(TreeId::Key, "malformed key", entry))?;
-            if revision.main > target {
-                break;
-            }
-            let pair = cursor.value()?;
-            let key = pair
-                .as_deref()
-                .and_then(|pair| Some(&pair[codec::key_of_pair(pair)?]))
-                .ok_or_else(|| inconsistent(TreeId::Key, "malformed pair", entry))?;
-            batch.keys.extend_from_slice(key);
-            batch.entries.push((revision, tombstone, key.len()));
-            cursor.next()?;
-        }
-        Ok(())
-    }
-
-    fn remove_superseded(&mut self, batch: &Batch, target: i64) -> Result<(), StoreError> {
-        let mut keys = batch.keys.as_slice();
-        let mut probe = Vec::new();
-        for &(revision, tombstone, key_len) in &batch.entries {
-            let (key, rest) = keys.split_at(key_len);
-            keys = rest;
-            codec::index_key(&mut probe, key, revision);
-            if let Some((superseded, live)) = self.view().newest_before(key_len, &probe)? {
-                self.remove_version(key, superseded, live.is_none(), &mut probe)?;
-                self.make_first(key, revision, &mut probe)?;
-            }
-            if tombstone && revision.main < target {
-                self.remove_version(key, revision, true, &mut probe)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Nothing older of the key is left: the entry counts for what was removed. (What follows a tombstone is a put,
-    /// and counts as the first of its key anyway.)
-    fn make_first(&mut self, key: &[u8], revision: Revision, probe: &mut Vec<u8>) -> Result<(), StoreError> {
-        codec::index_key(probe, key, revision);
-        let first = self.view().get(TreeId::Index, probe)?.and_then(|value| codec::as_first(&value));
-        match first {
-            Some(value) => self.insert(TreeId::Index, probe, &value),
-            None => Ok(()),
-        }
-    }
-
-    fn remove_version(
+    fn compaction_in(
         &mut self,
-        key: &[u8],
-        revision: Revision,
-        tombstone: bool,
-        probe: &mut Vec<u8>,
-    ) -> Result<(), StoreError> {
-        codec::index_key(probe, key, revision);
-        let indexed = self.remove(TreeId::Index, probe)?;
-        let stored = self.remove(TreeId::Key, &RevisionKey::new(revision, tombstone))?;
-        if indexed && stored {
-            return Ok(());
+        state: Arc<State>,
+        limit: Limit,
+    ) -> Result<Option<CompactionJob>, StoreError> {
+        let finished = self.view().finished_compaction()?;
+        let removal = &mut self.removal;
+        let target = View { state: &state }.compact_revision();
+        let walk = match &mut removal.walk {
+            // A root from before its target lacks what supersedes.
+            Some(walk) if walk.target > target => return Ok(None),
+            Some(walk) => {
+                // Handed out before: some of what it found may be gone from `Key`, and only the index names the rest.
+                if let Position::Since(_) = walk.position {
+                    walk.position = Position::Index(Vec::new());
+                }
+                walk
+            }
+            None => {
+                if finished >= target {
+                    return Ok(None);
+                }
+                let settled = std::mem::replace(&mut removal.settled, false);
+                let position =
+                    if settled { Position::Since(finished.max(0)) } else { Position::Index(Vec::new()) };
+                removal.walk.insert(Walk { target, position })
+            }
+        };
+        Ok(Some(CompactionJob { state, target: walk.target, position: walk.position.clone(), limit }))
+    }
+
+    /// Removes what a job has listed, until the work allowed is spent: an entry counts as 1, a leaf that is touched as
+    /// 16. How much it was; `Doomed::is_done` says whether that was all. Then meta/finishedCompactRev is
+    /// written, if it was the last piece. Errors: Io, Corrupt, Stopped.
+    pub fn remove_doomed(&mut self, doomed: &mut Doomed, work: usize) -> Result<usize, StoreError> {
+        let mut left = work.max(1);
+        let lists = [
+            (TreeId::Key, None, &mut doomed.history),
+            (TreeId::Index, Some(codec::as_first as Successor), &mut doomed.index),
+        ];
+        for (tree, successor, list) in lists {
+            while left > 0 && list.removed < list.keys.len() {
+                list.removed = self.remove_sorted(tree, &list.keys, successor, list.removed, &mut left)?;
+            }
         }
-        Err(inconsistent(TreeId::Key, "index and history disagree", probe))
+        if doomed.is_listed() {
+            return Ok(work.max(1) - left);
+        }
+        // A piece of another walk than the one under way was only work done twice.
+        if let Some(walk) = &mut self.removal.walk
+            && walk.target == doomed.target
+            && walk.position == doomed.from
+        {
+            match doomed.next.take() {
+                Some(next) => walk.position = next,
+                None => self.end_walk(doomed.target)?,
+            }
+        }
+        doomed.done = true;
+        Ok(work.max(1) - left)
+    }
+
+    fn end_walk(&mut self, target: i64) -> Result<(), StoreError> {
+        let mark = RevisionKey::new(Revision { main: target, sub: 0 }, false);
+        self.insert(TreeId::Meta, FINISHED, &mark)?;
+        self.removal.walk = None;
+        self.removal.settled = true;
+        Ok(())
+    }
+
+    /// Looks for superseded entries, or removes some of those found, in the writer's own state: for callers that
+    /// have no other thread. `budget` bounds the entries of a step by its order of magnitude. True when nothing is
+    /// left to do.
+    pub fn compact_step(&mut self, budget: usize) -> Result<bool, StoreError> {
+        let mut doomed = match self.removal.piece.take() {
+            Some(doomed) => doomed,
+            None => {
+                let state = Arc::new(self.state().clone());
+                match self.compaction_in(state, Limit::of(budget))? {
+                    None => return Ok(true),
+                    Some(job) => job.run()?,
+                }
+            }
+        };
+        self.remove_doomed(&mut doomed, budget)?;
+        if !doomed.is_done() {
+            self.removal.piece = Some(doomed);
+        }
+        Ok(self.view().finished_compaction()? >= self.view().compact_revision())
     }
 }

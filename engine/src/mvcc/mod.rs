@@ -14,15 +14,18 @@
 
 mod codec;
 mod compact;
+mod doomed;
 mod hash;
 mod read;
 mod rebuild;
 mod txn;
 
+pub use doomed::{CompactionJob, Doomed};
 pub use hash::BUCKETS;
 pub use read::{Changes, Keys};
 pub use txn::Txn;
 
+pub(crate) use compact::Removal;
 pub(crate) use rebuild::{Indexer, index_record, lift};
 pub(crate) use txn::Writer;
 

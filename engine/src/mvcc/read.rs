@@ -114,7 +114,7 @@ impl<'a> View<'a> {
     }
 }
 
-fn parse_index_key(entry: &[u8]) -> Result<(&[u8], Revision), StoreError> {
+pub(super) fn parse_index_key(entry: &[u8]) -> Result<(&[u8], Revision), StoreError> {
     codec::parse_index_key(entry).ok_or_else(|| inconsistent(TreeId::Index, "malformed key", entry))
 }
 

@@ -4,17 +4,15 @@
 //! whether its key has two versions or a million; a transaction that changes nothing leaves the revision alone.
 
 use super::codec::{self, Chunks, Live, Pair, RevisionKey};
-use super::compact::Walk;
 use super::{CURRENT_REVISION, Change, KeyRange, Revision};
 use crate::{Store, StoreError, TreeId, View};
 
-/// What the writer keeps between transactions: room that is used again, and where the compaction stands.
+/// What the writer keeps between transactions: room that is used again.
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
     chunks: Chunks,
     key: Vec<u8>,
     value: Vec<u8>,
-    pub(super) walk: Option<Walk>,
 }
 
 /// A transaction on the writer. Dropping it ends it: the revision moves when something changed.

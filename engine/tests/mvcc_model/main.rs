@@ -7,13 +7,16 @@
 #[path = "../mvcc_common/mod.rs"]
 mod mvcc_common;
 
+mod crash;
 mod model;
 
 use std::rc::Rc;
 
 use bytes::Bytes;
 use mvcc_common::{ALL, Folder, Random};
-use trilith_engine::{Change, KeyMeta, KeyRange, Revision, Root, Store, StoreError, TreeId, View};
+use trilith_engine::{
+    Change, CompactionJob, Doomed, KeyMeta, KeyRange, Revision, Root, Store, StoreError, TreeId, View,
+};
 
 use model::Model;
 
@@ -30,6 +33,14 @@ struct Run {
     held: Vec<(Root, Rc<Model>)>,
     /// A compaction was marked, and not all that it supersedes is gone yet.
     compacting: bool,
+    piece: Piece,
+}
+
+/// A piece of a compaction that waits: to be looked through in a root that grows old, or to be removed.
+enum Piece {
+    None,
+    Job(CompactionJob),
+    Doomed(Doomed),
 }
 
 fn operations() -> usize {
@@ -51,7 +62,8 @@ impl Run {
         let store = Some(folder.open(true));
         let model = Rc::new(Model::new());
         let (published, durable) = (model.clone(), model.clone());
-        Run { random, folder, store, model, published, durable, held: Vec::new(), compacting: false }
+        let (held, piece) = (Vec::new(), Piece::None);
+        Run { random, folder, store, model, published, durable, held, compacting: false, piece }
     }
 
     fn store(&mut self) -> &mut Store {
@@ -214,11 +226,37 @@ impl Run {
     }
 
     fn compact_step(&mut self) {
-        let budget = if self.random.one_in(2) { self.random.below(3) } else { self.random.below(40) };
-        if self.store().compact_step(budget).unwrap() && self.compacting {
+        match self.random.below(3) {
+            0 => self.piece_step(),
+            1 => {
+                let budget = self.random.below(40);
+                self.store().compact_step(budget).unwrap();
+            }
+            _ => {
+                let budget = self.random.below(3);
+                self.store().compact_step(budget).unwrap();
+            }
+        }
+        if self.compacting && self.store().view().finished_compaction().unwrap() == self.model.compacted {
             self.compacting = false;
             self.check_whole_trees();
         }
+    }
+
+    /// One step of a piece, which `compact_step` may overtake.
+    fn piece_step(&mut self) {
+        self.piece = match std::mem::replace(&mut self.piece, Piece::None) {
+            Piece::None => match self.store().begin_compaction().unwrap() {
+                None => Piece::None,
+                Some(job) => Piece::Job(job),
+            },
+            Piece::Job(job) => Piece::Doomed(job.run().unwrap()),
+            Piece::Doomed(mut doomed) => {
+                let work = if self.random.one_in(2) { self.random.below(30) } else { 1000 };
+                self.store().remove_doomed(&mut doomed, work).unwrap();
+                if doomed.is_done() { Piece::None } else { Piece::Doomed(doomed) }
+            }
+        };
     }
 
     fn checkpoint(&mut self) {
@@ -242,6 +280,7 @@ impl Run {
     /// Forgets everything since the last checkpoint.
     fn restart(&mut self) {
         self.held.clear();
+        self.piece = Piece::None;
         self.store = None;
         self.store = Some(self.folder.open(self.random.one_in(2)));
         self.model = self.durable.clone();
@@ -266,13 +305,8 @@ impl Run {
         }
     }
 
-    /// Nothing more and nothing less than etcd holds: in the history, the index and the attachments.
     fn check_whole_trees(&self) {
-        let view = self.store.as_ref().expect("the store is open").view();
-        check_changes(view, &self.model, 0, i64::MAX);
-        let attached: usize = LEASES[1..].iter().map(|lease| self.model.lease_keys(*lease).len()).sum();
-        assert_eq!(entries(view, TreeId::Index), self.model.events.len());
-        assert_eq!(entries(view, TreeId::LeaseKey), attached);
+        check_whole_trees(self.store.as_ref().expect("the store is open").view(), &self.model);
     }
 }
 
@@ -297,14 +331,40 @@ fn check_kinds(view: View<'_>) {
     }
 }
 
-fn entries(view: View<'_>, tree: TreeId) -> usize {
+/// Nothing more and nothing less than etcd holds: in the history, the index and the attachments.
+fn check_whole_trees(view: View<'_>, model: &Model) {
+    check_kinds(view);
+    check_changes(view, model, 0, i64::MAX);
+    let (found, expected) = (index_entries(view), model.index_entries());
+    let same = found.iter().zip(&expected).take_while(|(found, expected)| found == expected).count();
+    assert_eq!(
+        (found.get(same), found.len()),
+        (expected.get(same), expected.len()),
+        "entry {same} of the index"
+    );
+    let attached: usize = LEASES[1..].iter().map(|lease| model.lease_keys(*lease).len()).sum();
+    assert_eq!(entries(view, TreeId::LeaseKey).len(), attached);
+}
+
+fn index_entries(view: View<'_>) -> Vec<(Vec<u8>, Revision)> {
+    let parse = |entry: Vec<u8>| {
+        let (key, at) = entry.split_at(entry.len() - 12);
+        let main = i64::from_be_bytes(at[..8].try_into().unwrap());
+        let sub = u32::from_be_bytes(at[8..].try_into().unwrap());
+        (key.to_vec(), Revision { main, sub: i64::from(sub) })
+    };
+    entries(view, TreeId::Index).into_iter().map(parse).collect()
+}
+
+/// The keys of a tree.
+fn entries(view: View<'_>, tree: TreeId) -> Vec<Vec<u8>> {
     let mut cursor = view.seek(tree, b"").unwrap();
-    let mut count = 0;
-    while cursor.key().is_some() {
-        count += 1;
+    let mut keys = Vec::new();
+    while let Some(key) = cursor.key() {
+        keys.push(key.to_vec());
         cursor.next().unwrap();
     }
-    count
+    keys
 }
 
 fn check_all(random: &mut Random, view: View<'_>, model: &Model) {

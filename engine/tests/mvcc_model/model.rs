@@ -102,6 +102,13 @@ impl Model {
         self.compacted = revision;
     }
 
+    /// What tree `Index` names, in its order.
+    pub(crate) fn index_entries(&self) -> Vec<(Vec<u8>, Revision)> {
+        let mut entries: Vec<_> = self.events.iter().map(|event| (event.kv.key.to_vec(), event.at)).collect();
+        entries.sort();
+        entries
+    }
+
     pub(crate) fn lease_keys(&self, lease: i64) -> Vec<Bytes> {
         let newest = self.newest(i64::MAX).into_values();
         newest

@@ -10,12 +10,12 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
-use trilith_engine::{CheckpointDone, ShrinkPlan, StoreError};
+use trilith_engine::{CheckpointDone, Doomed, ShrinkPlan, StoreError};
 
 use super::{Core, Fatal, ScrubJob};
 
 /// A job on a thread that may block.
-type Job<T> = Option<JoinHandle<Result<T, StoreError>>>;
+type Job<T> = Option<JoinHandle<T>>;
 
 /// Drives the core until `shutdown` resolves, then ends it in order: nothing comes in, what came in is answered, a
 /// last checkpoint is written. Anything that keeps it from going on ends it with an error.
@@ -23,9 +23,10 @@ pub async fn run(mut core: Core, shutdown: impl Future<Output = ()>) -> Result<(
     let shared = core.shared();
     let log = watch_log(&core)?;
     let start = Instant::now();
-    let mut checkpoint: Job<CheckpointDone> = None;
-    let mut scrub: Option<JoinHandle<ScrubJob>> = None;
-    let mut scan: Job<ShrinkPlan> = None;
+    let mut checkpoint: Job<Result<CheckpointDone, StoreError>> = None;
+    let mut search: Job<Result<Doomed, StoreError>> = None;
+    let mut scrub: Job<ScrubJob> = None;
+    let mut scan: Job<Result<ShrinkPlan, StoreError>> = None;
     let mut shutdown = std::pin::pin!(shutdown);
     let mut timer = std::pin::pin!(sleep_until(start));
     loop {
@@ -38,6 +39,13 @@ pub async fn run(mut core: Core, shutdown: impl Future<Output = ()>) -> Result<(
         }
         if scan.is_none() {
             scan = core.begin_shrink_scan().map(|scan| tokio::task::spawn_blocking(move || scan.run()));
+        }
+        if search.is_none() {
+            search = core.begin_compaction()?.map(|job| tokio::task::spawn_blocking(move || job.run()));
+        }
+        let before = Instant::now();
+        if core.remove_slice()? {
+            core.slice_took(before.elapsed());
         }
         let deadline = start + core.deadline();
         if timer.deadline() != deadline {
@@ -52,13 +60,17 @@ pub async fn run(mut core: Core, shutdown: impl Future<Output = ()>) -> Result<(
                 checkpoint = None;
                 core.checkpoint_finished(outcome?)?;
             }
-            piece = scrubbed(&mut scrub) => {
+            piece = finished(&mut scrub) => {
                 scrub = None;
                 core.scrub_finished(piece?);
             }
             outcome = finished(&mut scan) => {
                 scan = None;
                 core.shrink_scanned(outcome?);
+            }
+            found = finished(&mut search) => {
+                search = None;
+                core.compaction_found(found?);
             }
             () = shared.woken() => {}
             written = log_moved(log.as_ref()) => written?,
@@ -68,7 +80,11 @@ pub async fn run(mut core: Core, shutdown: impl Future<Output = ()>) -> Result<(
     end(core, checkpoint, start.elapsed()).await
 }
 
-async fn end(mut core: Core, mut checkpoint: Job<CheckpointDone>, now: Duration) -> Result<(), Fatal> {
+async fn end(
+    mut core: Core,
+    mut checkpoint: Job<Result<CheckpointDone, StoreError>>,
+    now: Duration,
+) -> Result<(), Fatal> {
     core.close(now)?;
     if checkpoint.is_some() {
         let outcome = finished(&mut checkpoint).await?;
@@ -105,16 +121,7 @@ async fn log_moved(log: Option<&AsyncFd<OwnedFd>>) -> Result<(), Fatal> {
     Ok(())
 }
 
-async fn scrubbed(scrub: &mut Option<JoinHandle<ScrubJob>>) -> Result<ScrubJob, Fatal> {
-    match scrub {
-        None => pending().await,
-        Some(job) => job
-            .await
-            .map_err(|error| Fatal::Io { what: "running the scrub", error: std::io::Error::other(error) }),
-    }
-}
-
-async fn finished<T>(job: &mut Job<T>) -> Result<Result<T, StoreError>, Fatal> {
+async fn finished<T>(job: &mut Job<T>) -> Result<T, Fatal> {
     match job {
         None => pending().await,
         Some(job) => job.await.map_err(|error| Fatal::Io {

@@ -16,6 +16,7 @@ use trilith_proto::{etcdserverpb as pb, membershippb, raftpb};
 use trilith_raft::{Body, Committed, Node, Output, RaftError};
 
 use super::alarm::Raising;
+use super::compaction::Compaction;
 use super::pressure::Pressure;
 use super::reads::Reads;
 use super::scrub::Scrubbing;
@@ -31,10 +32,6 @@ use crate::status::{self, Status};
 
 /// How often time-outs are looked for and the shared time moves on, at least.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_millis(100);
-/// Revisions that compaction removes in one go, and the pause after it: the writer is kept from its puts for a
-/// fraction of a millisecond at a time.
-const COMPACTION_BUDGET: usize = 128;
-const COMPACTION_PAUSE: Duration = Duration::from_millis(1);
 /// L4: revocations of expired leases under way at a time.
 const REVOKES_MAX: usize = 16;
 
@@ -92,9 +89,7 @@ pub struct Core {
     pub(super) pressure: Pressure,
     pub(super) scrubbing: Scrubbing,
     pub(super) shrinking: Shrinking,
-    compacting: bool,
-    compact_at: Duration,
-    after_compaction: Vec<(oneshot::Sender<Answer>, Answer)>,
+    pub(super) compaction: Compaction,
     pub(super) now: Duration,
     tick_at: Duration,
     housekeeping_at: Duration,
@@ -138,10 +133,7 @@ impl Core {
             pressure: Pressure::default(),
             scrubbing: Scrubbing::default(),
             shrinking: Shrinking::default(),
-            // Whether something is left from before is for the store to say.
-            compacting: true,
-            compact_at: Duration::ZERO,
-            after_compaction: Vec::new(),
+            compaction: Compaction::new(),
             now: Duration::ZERO,
             tick_at: Duration::ZERO,
             housekeeping_at: Duration::ZERO,
@@ -169,7 +161,7 @@ impl Core {
     pub fn deadline(&self) -> Duration {
         let due = self.tick_at.min(self.housekeeping_at);
         let due = self.shrink_deadline().map_or(due, |step| due.min(step));
-        if self.compacting { due.min(self.compact_at) } else { due }
+        self.compaction.deadline().map_or(due, |removal| due.min(removal))
     }
 
     /// Does what can be done without waiting. `now` never goes back.
@@ -195,7 +187,6 @@ impl Core {
                 break;
             }
         }
-        self.compact()?;
         self.shrink()?;
         self.publish_facts();
         Ok(())
@@ -263,7 +254,7 @@ impl Core {
         }
     }
 
-    fn send_answers(&mut self) {
+    pub(super) fn send_answers(&mut self) {
         for (sender, answer) in self.answers.drain(..) {
             // Whoever has gone away meanwhile does not mind.
             let _ = sender.send(answer);
@@ -376,10 +367,13 @@ impl Core {
         };
         let compacts = matches!(request.command, Command::Compaction(_));
         let applied = apply::apply(&mut self.store, request.command, &mut context)?;
-        self.compacting |= compacts;
+        if compacts {
+            self.compaction.want();
+        }
         match (applied, waiter) {
             (Applied::AfterCompaction(answer), Some(Waiter::Call(sender))) => {
-                self.after_compaction.push((sender, answer));
+                let revision = self.store.view().compact_revision();
+                self.compaction.answer_after(revision, sender, answer);
             }
             (Applied::OverQuota, waiter) => self.over_quota(waiter),
             (Applied::Done(answer) | Applied::AfterCompaction(answer), Some(waiter)) => {
@@ -480,22 +474,7 @@ impl Core {
         proposed
     }
 
-    /// Goes on with a compaction, a little at a time; answers those who wait for its end (C3).
-    fn compact(&mut self) -> Result<(), Fatal> {
-        if self.compacting && self.now >= self.compact_at {
-            self.compacting = !self.store.compact_step(COMPACTION_BUDGET)?;
-            self.compact_at = self.now + COMPACTION_PAUSE;
-            self.checkpoints.changed = true;
-            self.store.publish();
-        }
-        if !self.compacting {
-            self.answers.append(&mut self.after_compaction);
-            self.send_answers();
-        }
-        Ok(())
-    }
-
-    /// Something is in the store that no checkpoint has.
+    /// Something changed in the store that is in no checkpoint yet.
     pub(super) fn note_store_changed(&mut self) {
         self.checkpoints.changed = true;
     }

@@ -13,6 +13,7 @@
 
 mod alarm;
 mod boot;
+mod compaction;
 mod driver;
 mod machine;
 mod pressure;

@@ -23,6 +23,8 @@ pub struct Bed {
     pub handle: Handle,
     pub disk: SimDisk,
     pub now: Duration,
+    /// How long a slice of a compaction is said to take.
+    pub slice: Duration,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -56,7 +58,8 @@ impl Bed {
     pub fn with(config: Config, disk: SimDisk) -> Result<Bed, Fatal> {
         let (core, handle) = Core::open(config)?;
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let mut bed = Bed { core, handle, disk, now: Duration::ZERO, runtime };
+        let slice = Duration::from_micros(100);
+        let mut bed = Bed { core, handle, disk, now: Duration::ZERO, slice, runtime };
         let handle = bed.handle.clone();
         assert!(bed.run(async move { handle.ready().await }));
         Ok(bed)
@@ -88,6 +91,12 @@ impl Bed {
         }
         if let Some(scan) = self.core.begin_shrink_scan() {
             self.core.shrink_scanned(scan.run());
+        }
+        if let Some(job) = self.core.begin_compaction()? {
+            self.core.compaction_found(job.run());
+        }
+        if self.core.remove_slice()? {
+            self.core.slice_took(self.slice);
         }
         Ok(())
     }

@@ -45,7 +45,7 @@ fn run(mut store: Store, keys: usize, value: &[u8]) -> Result<(), StoreError> {
     ask(&store.reader().root(), false)?;
     println!("once a compaction has settled");
     store.compact(store.view().revision())?;
-    while !store.compact_step(1000)? {
+    while !store.compact_step(1 << 20)? {
         store.publish();
     }
     store.publish();

@@ -97,11 +97,10 @@ fn run_model(options: &Options, usual_seed: u64, ops: usize) {
                 }
             };
         }
-        if rng.chance(20) {
-            shrink_a_little(&mut store, 1 + rng.below(8));
-        }
-        if rng.chance(3000) {
-            store.shrink_now();
+        match rng.below(3000) {
+            0 => store.shrink_now(),
+            1..=150 => shrink_a_little(&mut store, 1 + rng.below(8)),
+            _ => {}
         }
         if rng.chance(10) {
             let tree = TREES[rng.below(TREES.len())];

@@ -23,7 +23,7 @@ struct Point {
 fn open(disk: &SimDisk) -> Store {
     let path = PathBuf::from("d/db");
     let disk = Arc::new(disk.clone());
-    Store::open(Options { path, disk, map: false, dirty_bytes_max: 1 << 20 }).unwrap()
+    Store::open(Options { path, disk, map: false, dirty_bytes_max: 1 << 20, compress: true }).unwrap()
 }
 
 fn put(random: &mut Random, store: &mut Store, model: &mut Model) {

@@ -99,7 +99,7 @@ fn run_model(options: &Options, usual_seed: u64, ops: usize) {
         }
         match rng.below(3000) {
             0 => store.shrink_now(),
-            1..=150 => shrink_a_little(&mut store, 1 + rng.below(8)),
+            1..=150 => _ = shrink_a_little(&mut store, 1 + rng.below(8)),
             _ => {}
         }
         if rng.chance(10) {

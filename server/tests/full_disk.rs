@@ -35,9 +35,14 @@ fn fill(bed: &mut Bed) -> usize {
     panic!("the disk took everything");
 }
 
-/// Segments that hold the whole test: this one is on the store.
+/// Segments that hold the whole test, and values that take their space: this one is on the store.
 fn roomy(disk: &SimDisk) -> Config {
-    Config { wal_segment_bytes: 8 << 20, checkpoint_log_bytes: 100 << 10, ..config(disk) }
+    Config {
+        wal_segment_bytes: 8 << 20,
+        checkpoint_log_bytes: 100 << 10,
+        compress_values: false,
+        ..config(disk)
+    }
 }
 
 fn count(bed: &mut Bed) -> usize {
@@ -134,6 +139,7 @@ fn proposals_wait_for_the_memory_that_a_checkpoint_frees() {
     let config = Config { memory_budget: budget, checkpoint_log_bytes: 1 << 20, ..config(&disk) };
     let mut bed = Bed::with(config, disk).unwrap();
     let (mut job, mut pending, mut acknowledged) = (None, Vec::new(), 0);
+    bed.put("small", "x");
     let started = bed.now;
     for n in 0..200u32 {
         let value = "v".repeat(100_000);
@@ -151,7 +157,7 @@ fn proposals_wait_for_the_memory_that_a_checkpoint_frees() {
     assert!(job.is_some() && (50..190).contains(&acknowledged), "{acknowledged} went through");
     // Reads do not wait.
     let handle = bed.handle.clone();
-    let call = service::kv::range(&handle, common::get("k000"));
+    let call = service::kv::range(&handle, common::get("small"));
     let mut call = std::pin::pin!(call);
     let read = (0..10_000).find_map(|_| {
         bed.core.step(bed.now).unwrap();

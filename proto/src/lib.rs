@@ -8,6 +8,8 @@
 //! scalar to `Some`.
 #![forbid(unsafe_code)]
 
+pub mod ids;
+
 /// Generated code carries the .proto comments or none.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 mod generated {

@@ -6,7 +6,6 @@
 #![forbid(unsafe_code)]
 
 mod error;
-pub mod ids;
 mod inbound;
 mod logger;
 mod node;

@@ -1,7 +1,7 @@
-//! What the command line tools share: `etcdctl` and `benchmark` are thin binaries over this library.
+//! What the command line tools share: `etcdctl`, `etcdutl` and `benchmark` are thin binaries over this library.
 //!
 //! It promises etcd's command line: the same commands, flags, environment variables, output bytes and exit codes.
-//! It knows the protocol and nothing of the server: whatever it says, it learned from an answer.
+//! It knows the protocol and the files, and nothing of the server: whatever it says, it learned from an answer or read.
 #![forbid(unsafe_code)]
 
 pub mod bench;
@@ -13,6 +13,7 @@ mod gojson;
 mod gotext;
 mod print;
 mod terminal;
+pub mod utl;
 
 pub use exit::Failure;
 

@@ -3,8 +3,10 @@
 
 use std::fmt::Arguments;
 use std::io::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::exit::Failure;
+use crate::gojson::{Object, object};
 
 /// Writes to standard output, at once.
 ///
@@ -19,4 +21,18 @@ pub(crate) fn say(text: &[u8]) -> Result<(), Failure> {
 /// Writes a line to standard error.
 pub(crate) fn note(text: Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Writes a log line as etcd's tools do, to standard error.
+pub(crate) fn info(caller: &str, message: &str, fill: impl FnOnce(&mut Object<'_>)) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut line = String::new();
+    object(&mut line, |line| {
+        line.text("level", "info");
+        line.plain("ts", now.as_secs_f64());
+        line.text("caller", caller);
+        line.text("msg", message);
+        fill(line);
+    });
+    note(format_args!("{line}"));
 }

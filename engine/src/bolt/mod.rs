@@ -14,7 +14,9 @@ mod export;
 mod file;
 mod format;
 mod import;
+mod kind;
 mod sort;
+mod status;
 
 #[cfg(test)]
 mod import_tests;
@@ -26,6 +28,8 @@ pub use error::BoltError;
 pub use export::{CHUNK_BYTES, Export};
 pub use file::{BoltFile, Bucket, Trailer};
 pub use import::{Import, Imported, import};
+pub use kind::{Kind, kind_of};
+pub use status::{Summary, summarize};
 
 /// Entries of bucket `meta` that our stores keep beside their trees: index and term of the entry applied last, 8 bytes,
 /// big endian.

@@ -26,7 +26,7 @@ pub use read::{Changes, Keys};
 pub use txn::Txn;
 
 pub(crate) use compact::Removal;
-pub(crate) use rebuild::{Indexer, index_record, lift};
+pub(crate) use rebuild::{Indexer, index_record, indexed, lift};
 pub(crate) use txn::Writer;
 
 use std::borrow::Cow;

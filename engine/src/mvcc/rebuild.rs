@@ -49,6 +49,12 @@ pub(crate) fn index_record(
     Ok(revision.main)
 }
 
+/// User key of a record of [`index_record`], and whether it is a put.
+pub(crate) fn indexed<'r>(record: &'r [u8], facts: &[u8]) -> (&'r [u8], bool) {
+    let (key, _) = codec::parse_index_key(record).expect("a record that index_record made");
+    (key, Live::parse(facts).expect("facts that index_record made").is_some())
+}
+
 /// User key, what the index keeps, and the mod revision of a stored pair.
 fn parse_pair(pair: &[u8]) -> Option<(&[u8], Live, i64)> {
     let mut key: &[u8] = b"";

@@ -13,7 +13,7 @@ const CLUSTER_VERSION: &[u8] = b"clusterVersion";
 /// A member, as it stands in the tree `Members` and in the context of a conf change.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// See `trilith_raft::ids`.
+    /// See `trilith_proto::ids`.
     pub id: u64,
     /// Where its peers reach it.
     #[serde(rename = "peerURLs", default, deserialize_with = "null_is_empty")]

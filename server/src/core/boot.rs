@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use trilith_engine::Store;
-use trilith_raft::{Node, ids};
+use trilith_proto::ids;
+use trilith_raft::Node;
 use trilith_wal::{Metadata, Replay, Wal, WalError};
 
 use super::shared::{Handle, Shared};
@@ -92,6 +93,13 @@ fn open_node(config: &Config, store: &Store, path: &Path, dir: PathBuf) -> Resul
         return Ok((bootstrap(config, wal, identity, &member)?, identity));
     }
     let conf_state = members::conf_state(store.view())?;
+    let count = conf_state.voters.len() + conf_state.learners.len();
+    if count > 1 {
+        let path = path.display();
+        return Err(Fatal::Boot(format!(
+            "{path} is of a cluster of {count} members; this version serves one"
+        )));
+    }
     let raft = raft_config(config, identity.member_id);
     Ok((Node::restart(raft, wal, replay, applied, applied_term, conf_state)?, identity))
 }

@@ -7,7 +7,6 @@ use std::future::pending;
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use tonic::Streaming;
@@ -16,13 +15,14 @@ use trilith_proto::etcdserverpb as pb;
 use super::Session;
 use crate::client::{DEADLINE_EXCEEDED, status_text};
 use crate::exit::Failure;
-use crate::gojson::{Object, object};
 use crate::gotext::human_bytes;
-use crate::terminal::{note, say};
+use crate::terminal::{info, say};
 
 /// A file whose length leaves this rest has a hash at its end.
 const SECTOR: u64 = 512;
 const HASH: u64 = 32;
+/// Where etcd's lines about a snapshot come from.
+const CALLER: &str = "snapshot/v3_snapshot.go";
 
 pub(super) async fn save(session: &Session) -> Result<(), Failure> {
     if session.args().len() != 1 {
@@ -104,25 +104,25 @@ async fn fetch(session: &Session, name: &str) -> Result<String, Failure> {
     };
     let mut part = Part::create(name)?;
     let path = part.path.display().to_string();
-    info("created temporary db file", |line| line.text("path", &path));
+    info(CALLER, "created temporary db file", |line| line.text("path", &path));
     let interrupted = |failure: Failure| Failure::interrupted(failure.text);
     let client = session.config.connect(session.deadline()).await.map_err(interrupted)?;
     let started = tokio::time::Instant::now();
     let answer = client.maintenance().snapshot(pb::SnapshotRequest {}).await;
     let mut stream = answer.map_err(|status| Failure::interrupted(status_text(&status)))?.into_inner();
-    info("fetching snapshot", |line| line.text("endpoint", endpoint));
+    info(CALLER, "fetching snapshot", |line| line.text("endpoint", endpoint));
     let (size, version) = receive(&mut stream, &mut part).await?;
     if size % SECTOR != HASH {
         return Err(Failure::interrupted(format_args!("sha256 checksum not found [bytes: {size}]")));
     }
-    info("fetched snapshot", |line| {
+    info(CALLER, "fetched snapshot", |line| {
         line.text("endpoint", endpoint);
         line.text("size", &human_bytes(size));
         line.plain("took", started.elapsed().as_secs_f64());
         line.text("etcd-version", &version);
     });
     part.finish(name)?;
-    info("saved", |line| line.text("path", name));
+    info(CALLER, "saved", |line| line.text("path", name));
     Ok(version)
 }
 
@@ -154,18 +154,4 @@ async fn receive(
     };
     bar.finish_and_clear();
     received
-}
-
-/// A log line as etcd's tool writes it.
-fn info(message: &str, fill: impl FnOnce(&mut Object<'_>)) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let mut line = String::new();
-    object(&mut line, |line| {
-        line.text("level", "info");
-        line.plain("ts", now.as_secs_f64());
-        line.text("caller", "snapshot/v3_snapshot.go");
-        line.text("msg", message);
-        fill(line);
-    });
-    note(format_args!("{line}"));
 }

@@ -8,6 +8,7 @@ mod simple;
 mod table;
 
 pub(crate) use simple::event_type;
+pub(crate) use table::draw;
 
 use prost::Message;
 use trilith_proto::etcdserverpb as pb;

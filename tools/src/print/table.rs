@@ -95,7 +95,7 @@ pub(super) fn hash_kv(endpoints: &[(String, pb::HashKvResponse)]) -> Table {
 }
 
 /// Titles in the middle of their columns, cells at the right.
-fn draw(titles: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn draw(titles: &[&str], rows: &[Vec<String>]) -> String {
     let width = |text: &str| text.chars().count();
     let widest =
         |at: usize| rows.iter().map(|row| width(&row[at])).chain([width(titles[at])]).max().unwrap_or(0);

@@ -380,11 +380,6 @@ impl<'s> Edit<'s> {
         })
     }
 
-    /// Nothing is inserted into the middle of tree `Key`: a page of it may as well be full.
-    fn merged_max(&self) -> usize {
-        if self.id == TreeId::Key { PAGE - HEADER } else { MERGED_MAX }
-    }
-
     /// An error changes nothing.
     fn try_merge(&mut self, branch: &mut Node, left: usize) -> Result<bool, StoreError> {
         let tree = self.tree();
@@ -393,7 +388,7 @@ impl<'s> Edit<'s> {
         let separator = tree.key(&parent, left + 1)?;
         let level = a.page().level();
         let extra = if level > 0 { branch_cell_bytes(separator.len()) } else { 0 };
-        if a.page().used_bytes() + b.page().used_bytes() + extra > self.merged_max() {
+        if a.page().used_bytes() + b.page().used_bytes() + extra > MERGED_MAX {
             return Ok(false);
         }
         let separator = separator.to_vec();

@@ -164,7 +164,8 @@ fn what_is_left_of_many_leaves_fills_few() {
     }
     assert!(steps > 10, "{steps}");
     store.check().unwrap();
-    // 2500 entries are left, 59 to a page.
+    // 2500 entries are left, 15 in each of 170 leaves of 59. Two such leaves come into one, which has room then for the
+    // next to be inserted: half full on the whole.
     let pages = store.dirty_bytes() / 4096;
-    assert!(pages < 2500 / 59 * 3 / 2, "{pages} pages");
+    assert!(pages < 2500 / 59 * 9 / 4, "{pages} pages");
 }

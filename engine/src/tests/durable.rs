@@ -58,9 +58,8 @@ fn run_model(options: &Options, usual_seed: u64, ops: usize) {
     let mut model = Model::new();
     // What the published root, the frozen root and the newest checkpoint hold.
     let (mut published, mut frozen, mut durable) = (Model::new(), Model::new(), Model::new());
-    let mut stage = Stage::Idle;
     // A checkpoint was finished in the middle of the batch that is still being built.
-    let mut just_finished = false;
+    let (mut stage, mut just_finished) = (Stage::Idle, false);
     let mut pinned: Vec<(Root, Model)> = Vec::new();
     for op in 0..ops {
         change(&mut rng, &mut store, &mut model, 3000, op / 4000 % 2 == 0);
@@ -90,8 +89,9 @@ fn run_model(options: &Options, usual_seed: u64, ops: usize) {
                     Stage::Written(done)
                 }
                 Stage::Written(done) => {
-                    just_finished = model != published;
+                    let before = store.reader().root();
                     store.finish_checkpoint(done).unwrap();
+                    just_finished = Arc::ptr_eq(&before.0, &store.reader().root().0);
                     store.check().unwrap();
                     Stage::Idle
                 }

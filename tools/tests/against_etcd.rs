@@ -22,7 +22,7 @@ struct Etcd {
     peer: String,
 }
 
-fn spawn(folder: &Path, client: &str, peer: &str) -> Child {
+fn spawn(folder: &Path, client: &str, peer: &str, flags: &[&str]) -> Child {
     let urls = [format!("http://{client}"), format!("http://{peer}")];
     Command::new(ETCD)
         .arg("--data-dir")
@@ -30,6 +30,7 @@ fn spawn(folder: &Path, client: &str, peer: &str) -> Child {
         .args(["--listen-client-urls", &urls[0], "--advertise-client-urls", &urls[0]])
         .args(["--listen-peer-urls", &urls[1], "--initial-advertise-peer-urls", &urls[1]])
         .args(["--initial-cluster", &format!("default={}", urls[1])])
+        .args(flags)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -42,7 +43,7 @@ impl Etcd {
         let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
         let [client, peer] = ports.map(|port| port.local_addr().expect("a bound port").to_string());
         let folder = std::env::temp_dir().join(format!("trilith-{name}-{}", std::process::id()));
-        let child = spawn(&folder, &client, &peer);
+        let child = spawn(&folder, &client, &peer, &[]);
         let etcd = Etcd { child, folder, endpoint: client, peer };
         etcd.wait_until_healthy();
         etcd
@@ -50,10 +51,19 @@ impl Etcd {
 
     /// Ends the member by SIGKILL and starts it again on the same folder and ports.
     fn restart(&mut self) {
+        self.restart_with(&[]);
+        self.wait_until_healthy();
+    }
+
+    /// The same with further flags; waits until it answers, healthy or not.
+    fn restart_with(&mut self, flags: &[&str]) {
         self.child.kill().expect("a running process");
         self.child.wait().expect("the process can be waited for");
-        self.child = spawn(&self.folder, &self.endpoint, &self.peer);
-        self.wait_until_healthy();
+        self.child = spawn(&self.folder, &self.endpoint, &self.peer, flags);
+        let begun = Instant::now();
+        while !self.run(DEBIANS, &["endpoint", "status"], b"").status.success() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "etcd does not answer");
+        }
     }
 
     fn wait_until_healthy(&self) {
@@ -159,6 +169,30 @@ fn with_lines(table: &str) -> String {
         _ => line.replace('|', "│") + "\n",
     };
     table.lines().enumerate().map(line).collect()
+}
+
+/// Reads change nothing, so both tools list the alarm; each disarms it once. 3.4 gives alarms no header, and its fields
+/// format fails on that.
+#[test]
+fn alarms_look_the_same() {
+    let mut etcd = Etcd::start("alarms");
+    etcd.restart_with(&["--quota-backend-bytes=1"]);
+    let full = etcd.run(DEBIANS, &["put", "a", "b"], b"");
+    assert!(!full.status.success(), "{full:?}");
+    etcd.restart_with(&[]);
+    for args in [&["alarm", "list"][..], &["alarm", "list", "x"], &["alarm", "disarm", "x"]] {
+        etcd.same(args);
+    }
+    for format in ["json", "protobuf", "table"] {
+        etcd.same(&["alarm", "list", "-w", format]);
+    }
+    let ours = etcd.run(OURS, &["alarm", "disarm"], b"");
+    etcd.restart_with(&["--quota-backend-bytes=1"]);
+    etcd.run(DEBIANS, &["put", "a", "b"], b"");
+    etcd.restart_with(&[]);
+    compare(&["alarm", "disarm"], &etcd.run(DEBIANS, &["alarm", "disarm"], b""), &ours);
+    etcd.same(&["alarm", "list"]);
+    etcd.same(&["alarm", "disarm", "-w", "json"]);
 }
 
 const FORMATS: [&str; 5] = ["simple", "json", "fields", "protobuf", "table"];

@@ -2,6 +2,7 @@
 //!
 //! Commands check their arguments before they connect, and print an answer once it is whole.
 
+mod alarm;
 mod defrag;
 mod endpoint;
 mod kv;
@@ -124,6 +125,8 @@ async fn carry_out(verb: Verb, session: Session) -> Result<(), Failure> {
         Verb::EndpointHealth => endpoint::health(&session).await,
         Verb::Defrag => defrag::defrag(&session).await,
         Verb::EndpointHashKv => endpoint::hash_kv(&session).await,
+        Verb::AlarmDisarm => alarm::disarm(&session).await,
+        Verb::AlarmList => alarm::list(&session).await,
         Verb::MemberList => member::list(&session).await,
         Verb::SnapshotSave => snapshot::save(&session).await,
         Verb::Version | Verb::Options | Verb::Help | Verb::Later => Ok(()),

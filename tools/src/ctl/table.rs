@@ -23,6 +23,8 @@ pub(super) enum Verb {
     EndpointHashKv,
     MemberList,
     SnapshotSave,
+    AlarmDisarm,
+    AlarmList,
     Version,
     Options,
     Help,
@@ -142,8 +144,8 @@ const fn later(path: &'static [&'static str], usage: &'static str) -> Command {
 
 /// Every command, groups together and in the order of the help.
 pub(super) static COMMANDS: &[Command] = &[
-    later(&["alarm", "disarm"], "alarm disarm"),
-    later(&["alarm", "list"], "alarm list"),
+    command(&["alarm", "disarm"], "alarm disarm", "Ends all alarms", NO_FLAGS, Verb::AlarmDisarm),
+    command(&["alarm", "list"], "alarm list", "Lists the alarms", NO_FLAGS, Verb::AlarmList),
     later(&["auth", "disable"], "auth disable"),
     later(&["auth", "enable"], "auth enable"),
     later(&["auth", "status"], "auth status"),

@@ -7,7 +7,7 @@ use trilith_proto::etcdserverpb::response_op::Response;
 use trilith_proto::mvccpb::KeyValue;
 
 use super::Answer;
-use super::simple::event_type;
+use super::simple::{alarm_type, event_type};
 use crate::gotext::quote;
 
 pub(super) fn render(answer: &Answer<'_>, hex: bool) -> String {
@@ -39,6 +39,16 @@ pub(super) fn render(answer: &Answer<'_>, hex: bool) -> String {
         Answer::Leases(answer) => {
             view.header(&answer.header);
             answer.leases.iter().for_each(|lease| view.lease("ID", lease.id));
+        }
+        Answer::Alarm(answer) => {
+            if answer.header.is_some() {
+                view.header(&answer.header);
+            }
+            for found in &answer.alarms {
+                view.id("MemberID", found.member_id);
+                view.field("AlarmType", alarm_type(found.alarm));
+                view.out.push('\n');
+            }
         }
         Answer::MemberList(answer) => {
             view.header(&answer.header);

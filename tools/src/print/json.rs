@@ -33,6 +33,15 @@ pub(super) fn render(answer: &Answer<'_>, hex: bool) -> String {
             header_members(o, &answer.header);
             array(o.name("leases"), &answer.leases, |out, lease| object(out, |o| o.plain("id", lease.id)));
         }),
+        Answer::Alarm(answer) => object(out, |o| {
+            header_set(o, &answer.header);
+            array_set(o, "alarms", &answer.alarms, |out, found| {
+                object(out, |o| {
+                    o.plain_set("memberID", found.member_id);
+                    o.plain_set("alarm", found.alarm);
+                });
+            });
+        }),
         Answer::MemberList(answer) if hex => member_list_hex(out, answer),
         Answer::MemberList(answer) => object(out, |o| {
             header_set(o, &answer.header);

@@ -60,6 +60,7 @@ pub(crate) enum Answer<'a> {
         keys: bool,
     },
     Leases(&'a pb::LeaseLeasesResponse),
+    Alarm(&'a pb::AlarmResponse),
     MemberList(&'a pb::MemberListResponse),
     Health(&'a [Health]),
     /// Each with the endpoint as it was given.
@@ -140,6 +141,7 @@ fn protobuf(answer: &Answer<'_>) -> Option<Vec<u8>> {
         Answer::KeepAlive(answer) => header(&answer.header),
         Answer::TimeToLive { answer, .. } => header(&answer.header),
         Answer::Leases(answer) => header(&answer.header),
+        Answer::Alarm(answer) => answer.encode_to_vec(),
         Answer::MemberList(answer) => answer.encode_to_vec(),
         Answer::Revoke(..) | Answer::Health(_) | Answer::Status(_) | Answer::HashKv(_) => return None,
     })

@@ -41,6 +41,7 @@ pub(super) fn render(answer: &Answer<'_>, hex: bool, value_only: bool) -> Vec<u8
                 line!(out, "{:016x}", lease.id);
             }
         }
+        Answer::Alarm(answer) => answer.alarms.iter().for_each(|found| alarm(out, found)),
         Answer::MemberList(answer) => rows(out, &table::member_list(answer).1),
         Answer::Health(endpoints) => {
             for health in endpoints.iter().filter(|health| health.healthy()) {
@@ -52,6 +53,17 @@ pub(super) fn render(answer: &Answer<'_>, hex: bool, value_only: bool) -> Vec<u8
         Answer::HashKv(endpoints) => rows(out, &table::hash_kv(endpoints).1),
     }
     view.out
+}
+
+/// Protobuf's compact text, with a space after each field.
+fn alarm(out: &mut Vec<u8>, found: &pb::AlarmMember) {
+    if found.member_id != 0 {
+        let _ = write!(out, "memberID:{} ", found.member_id);
+    }
+    if found.alarm != 0 {
+        let _ = write!(out, "alarm:{} ", alarm_type(found.alarm));
+    }
+    out.push(b'\n');
 }
 
 fn rows(out: &mut Vec<u8>, rows: &[Vec<String>]) {
@@ -133,6 +145,14 @@ impl View {
             line!(self.out, "{}", event_type(event.r#type));
             event.prev_kv.iter().chain(&event.kv).for_each(|kv| self.pair(kv));
         }
+    }
+}
+
+/// The alarm's name; of one that nobody knows, its number.
+pub(super) fn alarm_type(number: i32) -> String {
+    match pb::AlarmType::try_from(number) {
+        Ok(known) => known.as_str_name().to_owned(),
+        Err(_) => number.to_string(),
     }
 }
 

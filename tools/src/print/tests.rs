@@ -318,3 +318,28 @@ fn endpoints_are_shown() {
         "\"Endpoint\" : \"b\"\n\"Health\" : false\n\"Took\" : 1.5ms\n\"Error\" : no\n\n"
     );
 }
+
+#[test]
+fn alarms_in_every_format() {
+    let alarms = vec![
+        pb::AlarmMember { member_id: 13668033151171901709, alarm: 1 },
+        pb::AlarmMember { member_id: 0, alarm: 2 },
+        pb::AlarmMember { member_id: 3, alarm: 9 },
+    ];
+    let answer = pb::AlarmResponse { header: header(5), alarms: alarms.clone() };
+    let simple = "memberID:13668033151171901709 alarm:NOSPACE \nalarm:CORRUPT \nmemberID:3 alarm:9 \n";
+    assert_eq!(printed("simple", false, Answer::Alarm(&answer)), simple);
+    let list = r#"[{"memberID":13668033151171901709,"alarm":1},{"alarm":2},{"memberID":3,"alarm":9}]"#;
+    let json = format!("{{\"header\":{JSON_HEADER},\"alarms\":{list}}}\n");
+    assert_eq!(printed("json", false, Answer::Alarm(&answer)), json);
+    let fields = "\"MemberID\" : 13668033151171901709\n\"AlarmType\" : NOSPACE\n\n\"MemberID\" : 0\n\
+                  \"AlarmType\" : CORRUPT\n\n\"MemberID\" : 3\n\"AlarmType\" : 9\n\n";
+    assert_eq!(printed("fields", false, Answer::Alarm(&answer)), format!("{FIELDS_HEADER}{fields}"));
+    // After disarming there is no header.
+    let disarmed = pb::AlarmResponse { header: None, alarms };
+    assert_eq!(printed("json", false, Answer::Alarm(&disarmed)), format!("{{\"alarms\":{list}}}\n"));
+    assert_eq!(printed("fields", false, Answer::Alarm(&disarmed)), fields);
+    let none = pb::AlarmResponse::default();
+    assert_eq!(printed("simple", false, Answer::Alarm(&none)), "");
+    assert_eq!(printed("json", false, Answer::Alarm(&none)), "{}\n");
+}

@@ -74,6 +74,12 @@ impl<'a> View<'a> {
         tree.get(root, key)
     }
 
+    /// Bytes of the value of a key, without reading a long one. Errors: Io, Corrupt.
+    pub fn value_len(&self, tree: TreeId, key: &[u8]) -> Result<Option<usize>, StoreError> {
+        let (tree, root) = self.state.tree(tree);
+        tree.value_len(root, key)
+    }
+
     /// At the first entry with a key >= `key`. Errors: Io, Corrupt.
     pub fn seek(&self, tree: TreeId, key: &[u8]) -> Result<Cursor<'a>, StoreError> {
         let (tree, root) = self.state.tree(tree);

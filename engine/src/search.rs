@@ -130,14 +130,28 @@ impl<'a> Tree<'a> {
 
     /// The value of a key.
     pub(crate) fn get(&self, root: &'a TreeRoot, key: &[u8]) -> Result<Option<Value<'a>>, StoreError> {
+        let found = self.find(root, key)?;
+        found.map(|(leaf, i)| self.value(&leaf, i)).transpose()
+    }
+
+    /// Bytes of the value of a key; a long one is not touched.
+    pub(crate) fn value_len(&self, root: &'a TreeRoot, key: &[u8]) -> Result<Option<usize>, StoreError> {
+        let found = self.find(root, key)?;
+        Ok(found.map(|(leaf, i)| match leaf.page().value(i) {
+            CellValue::Inline(range) => range.len(),
+            CellValue::Long(_, len) => len as usize,
+        }))
+    }
+
+    /// The leaf and the cell that hold a key.
+    #[inline]
+    fn find(&self, root: &'a TreeRoot, key: &[u8]) -> Result<Option<(NodeRef<'a>, usize)>, StoreError> {
         let Some(mut node) = self.top(root)? else { return Ok(None) };
         while !node.page().is_leaf() {
             let i = self.covering(&node, key)?;
             node = self.child(&node, i)?;
         }
-        match self.lower_bound(&node, key)? {
-            (i, true) => Ok(Some(self.value(&node, i)?)),
-            (_, false) => Ok(None),
-        }
+        let (i, found) = self.lower_bound(&node, key)?;
+        Ok(found.then_some((node, i)))
     }
 }

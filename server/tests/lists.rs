@@ -5,6 +5,7 @@ mod common;
 
 use bytes::Bytes;
 use common::{Bed, put, whole};
+use trilith_disk::Disk;
 use trilith_proto::etcdserverpb::RangeRequest;
 use trilith_server::apply::range::{self, Budget, ReadError};
 use trilith_server::reply::{Body, Reply};
@@ -136,4 +137,44 @@ fn a_list_is_of_the_revision_at_which_it_began() {
     }
     assert_eq!(common::decode::<trilith_proto::etcdserverpb::RangeResponse>(Reply(bytes.into())), before);
     assert_ne!(bed.range(all).unwrap(), before);
+}
+
+#[test]
+fn a_list_over_a_damaged_value_ends_with_an_error() {
+    let mut rng = Rng(77);
+    let mut bed = Bed::new();
+    let mut needle = String::new();
+    for i in 0..200 {
+        let value: String = (0..10_000).map(|_| char::from(b' ' + rng.below(95) as u8)).collect();
+        bed.put(&key(i), &value);
+        if i == 190 {
+            needle = value[5000..5100].to_owned();
+        }
+    }
+    // From a cold start, so that the values are read from the disk.
+    let mut bed = bed.restart();
+    let path = std::path::Path::new("data/member/snap/db");
+    let file = bed.disk.open(path, trilith_disk::Open::Existing).unwrap();
+    let mut bytes = vec![0; file.len().unwrap() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    let at = bytes.windows(needle.len()).position(|window| window == needle.as_bytes());
+    let all = RangeRequest { key: "k".into(), range_end: "l".into(), ..Default::default() };
+    let handle = bed.handle.clone();
+    let Body::Parts(mut parts) = bed.run(async move { service::kv::range(&handle, all).await }).unwrap()
+    else {
+        panic!("2 MB come in parts")
+    };
+    bed.disk.corrupt(path, at.unwrap() as u64, 1).unwrap();
+    let (mut taken, mut failed) = (0, None);
+    while let Some(part) = parts.next() {
+        match part {
+            Ok(part) => taken += part.len(),
+            Err(status) => failed = Some(status),
+        }
+    }
+    let failed = failed.unwrap().to_string();
+    assert!(
+        failed.contains("checksum") && taken > 1 << 20 && taken < 1_910_000,
+        "{taken} bytes, then: {failed}"
+    );
 }

@@ -71,6 +71,13 @@ impl<'a> View<'a> {
             .ok_or_else(|| inconsistent(TreeId::Key, "no entry for an index entry", &key))
     }
 
+    /// How many bytes [`View::kv`] has, without reading long ones.
+    pub fn kv_len(&self, revision: Revision) -> Result<usize, StoreError> {
+        let key = RevisionKey::new(revision, false);
+        self.value_len(TreeId::Key, &key)?
+            .ok_or_else(|| inconsistent(TreeId::Key, "no entry for an index entry", &key))
+    }
+
     /// Every change with main revision in [from, to], in revision order: for watchers that catch up.
     /// Superseded revisions that a compaction has removed are not among them. Errors: none but those of the disk;
     /// who needs all changes asks for no revision below `compact_revision`.

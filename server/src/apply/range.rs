@@ -359,11 +359,10 @@ pub(super) fn put_found(
 
 /// Bytes that `put_found` appends.
 pub(super) fn found_len(view: View<'_>, request: &RangeRequest, found: &Found) -> Result<usize, ReadError> {
-    let stored = view.kv(found.modified)?;
     let len = if request.keys_only {
-        without_value(request, &stored)?.map(<[u8]>::len).iter().sum()
+        without_value(request, &view.kv(found.modified)?)?.map(<[u8]>::len).iter().sum()
     } else {
-        stored.len()
+        view.kv_len(found.modified)?
     };
     Ok(embedded_len(FIELD_KVS, len))
 }
@@ -399,7 +398,7 @@ pub(super) fn pair_len(
     request: &RangeRequest,
     meta: &KeyMeta<'_>,
 ) -> Result<usize, ReadError> {
-    let len = if request.keys_only { key_only(meta).encoded_len() } else { view.kv(meta.modified)?.len() };
+    let len = if request.keys_only { key_only(meta).encoded_len() } else { view.kv_len(meta.modified)? };
     Ok(embedded_len(FIELD_KVS, len))
 }
 

@@ -6,8 +6,10 @@ mod common;
 use bytes::Bytes;
 use common::{Bed, put, whole};
 use trilith_disk::Disk;
+use trilith_disk::sim::SimDisk;
 use trilith_proto::etcdserverpb::RangeRequest;
 use trilith_server::apply::range::{self, Budget, ReadError};
+use trilith_server::core::Config;
 use trilith_server::reply::{Body, Reply};
 use trilith_server::service;
 
@@ -142,7 +144,10 @@ fn a_list_is_of_the_revision_at_which_it_began() {
 #[test]
 fn a_list_over_a_damaged_value_ends_with_an_error() {
     let mut rng = Rng(77);
-    let mut bed = Bed::new();
+    // So that the value can be found in the file.
+    let disk = SimDisk::new();
+    let config = Config { compress_values: false, ..common::config(&disk) };
+    let mut bed = Bed::with(config, disk).unwrap();
     let mut needle = String::new();
     for i in 0..200 {
         let value: String = (0..10_000).map(|_| char::from(b' ' + rng.below(95) as u8)).collect();

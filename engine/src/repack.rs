@@ -24,8 +24,12 @@ use crate::{StoreError, TREES, TreeId};
 pub(crate) const FULL: usize = (PAGE - HEADER) * 19 / 20;
 /// So many neighbours are looked at, and handed to the writer, together.
 const GROUP_MAX: usize = 16;
+/// Neighbours with more pages than this, their long keys and values counted, are not handed over together.
+const STEP_MAX: usize = 64;
 /// A group is packed when that frees at least one page in so many.
 const WORTH: usize = 5;
+/// The same for the extents of a page: written anew, they are nearly full.
+const WORTH_LONGS: usize = 10;
 /// Pages that one walk reads.
 const READS_MAX: usize = 16_384;
 
@@ -54,7 +58,7 @@ pub struct ShrinkScan {
     pub(crate) state: Arc<State>,
     /// Where the file could end.
     pub(crate) cut: u64,
-    /// How many pages the writer may have to rewrite for what is found.
+    /// How many pages may have to be written for what is found.
     pub(crate) pages_max: usize,
     /// Look into leaves that may have long keys or values.
     pub(crate) leaves: bool,
@@ -90,7 +94,7 @@ impl ShrinkScan {
     }
 }
 
-/// How much more may be found, and read.
+/// How many more pages may have to be written for what is found, and may be read.
 #[derive(Debug, Clone, Copy)]
 struct Left {
     pages: usize,
@@ -180,6 +184,15 @@ impl<'a> Walk<'_, 'a> {
         Ok(page.used_bytes() - saved * cell)
     }
 
+    /// The writer will need what is to be written anew, and should find it in memory.
+    fn read_ahead(&self, node: &NodeRef<'a>) -> Result<(), StoreError> {
+        let extents = unwanted(node.page(), self.scan.cut);
+        for (_, _, long) in node.page().longs().filter(|(_, _, long)| extents.contains(&long.extent)) {
+            self.tree.source.long(&long)?;
+        }
+        Ok(())
+    }
+
     fn low_key(&self, node: &NodeRef<'a>, i: usize, low: &[u8]) -> Result<Vec<u8>, StoreError> {
         Ok(if i == 0 { low.to_vec() } else { self.tree.key(node, i)?.to_vec() })
     }
@@ -224,40 +237,41 @@ impl<'a> Walk<'_, 'a> {
         let (mut at, mut saved) = (0, 0);
         while at < children.len() {
             let rest = &children[at..children.len().min(at + GROUP_MAX)];
-            let count = match worth_packing(rest) {
-                Some((count, less)) => {
-                    saved += less;
-                    count
-                }
-                None => rest.iter().take_while(|child| child.behind).count(),
-            };
+            let (count, less) = worth_packing(rest)
+                .unwrap_or_else(|| (rest.iter().take_while(|child| child.behind).count(), 0));
+            saved += less;
             if count == 0 {
                 at += 1;
                 continue;
             }
+            let mut pages = 0;
+            let fits = |child: &&Child| {
+                pages += 1 + child.pages;
+                pages <= STEP_MAX || pages == 1 + child.pages
+            };
+            let count = rest[..count].iter().take_while(fits).count();
+            let longs = rest[..count].iter().map(|child| child.pages).sum::<usize>();
             for i in first + at..first + at + count {
-                // The writer will need it.
-                self.tree.child(node, i)?;
+                self.read_ahead(&self.tree.child(node, i)?)?;
             }
-            let pages = count + rest[..count].iter().map(|child| child.pages).sum::<usize>();
-            self.add(level, self.low_key(node, first + at, low)?, count, pages);
+            self.add(level, self.low_key(node, first + at, low)?, count, longs + count - less.min(count - 1));
             at += count;
         }
         Ok(saved)
     }
 }
 
-/// The extents of a page that had better be written anew: those behind the cut, and those that are in good part dead
+/// The extents of a page that had better be written anew: those behind the cut, and those that are in part dead
 /// if that makes them notably fewer pages.
 pub(crate) fn unwanted(page: PageView<'_>, cut: u64) -> Vec<Extent> {
     let mut usages = page.usages();
-    let sparse = |usage: &Usage| usage.live * 8 < usage.extent.bytes() * 7;
+    let sparse = |usage: &Usage| usage.live * 16 < usage.extent.bytes() * 15;
     let (mut pages, mut live) = (0, 0);
     for usage in usages.iter().filter(|usage| sparse(usage)) {
         (pages, live) = (pages + usage.extent.pages as usize, live + usage.live);
     }
     let less = pages - (live as usize).div_ceil(PAGE);
-    let worth = less > 0 && less * WORTH >= pages;
+    let worth = less > 0 && less * WORTH_LONGS >= pages;
     usages.retain(|usage| usage.extent.page >= cut || worth && sparse(usage));
     usages.into_iter().map(|usage| usage.extent).collect()
 }

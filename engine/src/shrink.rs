@@ -7,8 +7,8 @@
 //! and the file is as much shorter as it could be. A pass that gained next to nothing is the last until
 //! there is notably more to gain: a root that a reader holds, or a busy writer, may be what keeps the file long.
 //!
-//! Promises: no step is long, and no more is taken into memory than a fraction of what may be dirty, nor than there
-//! is room for before the place where the file is to end. It knows no clock: the caller paces steps and checkpoints.
+//! Promises: no step is long, and no more is taken into memory than a fraction of what may be dirty, nor much
+//! more than there is room for before the place where the file is to end. It knows no clock: the caller paces steps and checkpoints.
 
 use std::collections::VecDeque;
 
@@ -21,16 +21,18 @@ use crate::{Store, StoreError};
 /// Pages that the file may be longer than needed whatever its length: 2 MiB.
 const SLACK_PAGES: u64 = 512;
 /// And one page in so many.
-const SLACK_PART: u64 = 5;
+const SLACK_PART: u64 = 6;
 /// Checkpoints until what a checkpoint gave up may be cut off: the next makes sure that it is not needed, and the one after
 /// that may use it.
 const SETTLE: u8 = 3;
-/// A walk for fewer pages is not worth its reads.
-const TAKE_MIN: u64 = 16;
+/// Where there is no room before the place where the file is to end, a walk may make the file longer by so many pages,
+/// and by one in so many: packing needs room before it gives some.
+const GROW_PAGES: u64 = 16;
+const GROW_PART: u64 = 64;
 /// The part of the memory for dirty pages that a walk's work may fill, and the part above which it waits.
 const DIRTY_PART: usize = 4;
 const DIRTY_WAIT: usize = 2;
-/// A pass must have made the file shorter by so many pages, or by one in so many, for another one to follow.
+/// A pass must have made the file shorter, or emptier, by so many pages and by one in so many, for another to follow.
 const GAIN_PAGES: u64 = 64;
 const GAIN_PART: u64 = 32;
 
@@ -54,8 +56,8 @@ enum Phase {
 struct Pass {
     /// Where the file is to end.
     cut: u64,
-    /// The high-water mark when it began.
-    high_water: u64,
+    /// As of when it began.
+    room: Room,
     /// Where the next walk begins.
     from: Position,
     /// The second half: look into leaves.
@@ -137,12 +139,10 @@ impl Shrink {
         match self.pass.take() {
             Some(pass) if !pass.complete => self.pass = Some(pass),
             Some(pass) => {
-                let gain = pass.high_water.saturating_sub(self.room.high_water);
-                if gain < GAIN_PAGES.max(pass.high_water / GAIN_PART) {
-                    self.rest()
-                } else {
-                    self.begin_pass()
-                }
+                let shorter = pass.room.high_water.saturating_sub(self.room.high_water);
+                let emptier = pass.room.used.saturating_sub(self.room.used);
+                let enough = GAIN_PAGES.max(pass.room.high_water / GAIN_PART);
+                if shorter.max(emptier) < enough { self.rest() } else { self.begin_pass() }
             }
             None => self.begin_pass(),
         }
@@ -152,9 +152,8 @@ impl Shrink {
         if !self.eager && !self.is_long(true) {
             return self.rest();
         }
-        let Room { cut, high_water, .. } = self.room;
-        let from = Position::default();
-        self.pass = Some(Pass { cut, high_water, from, leaves: false, found: false, complete: false });
+        let (room, from) = (self.room, Position::default());
+        self.pass = Some(Pass { cut: room.cut, room, from, leaves: false, found: false, complete: false });
     }
 
     fn rest(&mut self) {
@@ -229,13 +228,8 @@ impl Store {
         let state = self.published();
         let shrink = &mut self.shrink;
         let pass = shrink.pass.as_mut().filter(|_| shrink.phase == Phase::Ready)?;
-        let pages_max = shrink.room.free.min((self.dirty_bytes_max / DIRTY_PART / PAGE) as u64);
-        if pages_max < TAKE_MIN {
-            // Nothing can move before what is held has become free.
-            pass.complete = true;
-            shrink.phase = Phase::Settle(SETTLE);
-            return None;
-        }
+        let room = shrink.room.free.max(GROW_PAGES + shrink.room.high_water / GROW_PART);
+        let pages_max = room.min((self.dirty_bytes_max / DIRTY_PART / PAGE) as u64);
         shrink.phase = Phase::Scanning;
         Some(ShrinkScan {
             state,

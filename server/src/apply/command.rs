@@ -8,7 +8,11 @@ use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, encode_key, encode_varint, encoded_len_varint};
 use trilith_proto::{etcdserverpb as pb, membershippb};
 
+use super::v2;
+
 const FIELD_ID: u32 = 1;
+/// A request of the second API.
+const FIELD_V2: u32 = 2;
 const FIELD_HEADER: u32 = 100;
 
 /// The request of an entry, by its field number in InternalRaftRequest; each is named as its field is.
@@ -85,8 +89,8 @@ fn is_command(field: u32) -> bool {
 pub struct Request {
     /// Names the waiter, on the member that has one; 0 for none.
     pub id: u64,
-    /// What to do.
-    pub command: Command,
+    /// What to do; None for what only the second API knew.
+    pub command: Option<Command>,
 }
 
 /// Why an entry cannot be applied.
@@ -131,17 +135,30 @@ pub fn encode(id: u64, command: &Command) -> Bytes {
     buf.freeze()
 }
 
-/// Decodes an entry; keys and values share its bytes.
-pub fn decode(mut data: Bytes) -> Result<Request, BadRequest> {
+/// Decodes an entry; keys and values share its bytes. Logs of etcd's before 3.5 also have bare requests of the second API.
+pub fn decode(data: Bytes) -> Result<Request, BadRequest> {
+    match decode_internal(data.clone()) {
+        Err(BadRequest::Malformed(error)) => v2::decode(&data).ok_or(BadRequest::Malformed(error)),
+        decoded => decoded,
+    }
+}
+
+fn decode_internal(mut data: Bytes) -> Result<Request, BadRequest> {
     let mut own_id = 0;
     let mut header = pb::RequestHeader::default();
     let mut command = None;
+    let mut wrapped = None;
     let mut unknown = Vec::new();
     while !data.is_empty() {
         let (field, wire_type) = decode_key(&mut data)?;
         let context = DecodeContext::default();
         match field {
             FIELD_ID => prost::encoding::uint64::merge(wire_type, &mut own_id, &mut data, context)?,
+            FIELD_V2 if wire_type == WireType::LengthDelimited => {
+                let mut bytes = Bytes::new();
+                prost::encoding::bytes::merge(wire_type, &mut bytes, &mut data, context)?;
+                wrapped = Some(bytes);
+            }
             FIELD_HEADER => prost::encoding::message::merge(wire_type, &mut header, &mut data, context)?,
             field if is_command(field) => Command::merge(&mut command, field, wire_type, &mut data, context)?,
             field => {
@@ -152,8 +169,11 @@ pub fn decode(mut data: Bytes) -> Result<Request, BadRequest> {
     }
     let id = if own_id != 0 { own_id } else { header.id };
     match command {
-        Some(command) => Ok(Request { id, command }),
-        None => Err(BadRequest::Unknown(unknown)),
+        Some(_) => Ok(Request { id, command }),
+        None => match wrapped.and_then(|bytes| v2::decode(&bytes)) {
+            Some(request) => Ok(request),
+            None => Err(BadRequest::Unknown(unknown)),
+        },
     }
 }
 
@@ -171,7 +191,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(bytes, whole.encode_to_vec());
-        assert_eq!(decode(bytes), Ok(Request { id: 9, command: Command::Put(put) }));
+        assert_eq!(decode(bytes), Ok(Request { id: 9, command: Some(Command::Put(put)) }));
         let version = membershippb::ClusterVersionSetRequest { ver: "3.7.0".into() };
         let whole = pb::InternalRaftRequest {
             cluster_version_set: Some(version.clone()),

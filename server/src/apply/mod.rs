@@ -14,6 +14,7 @@ pub mod range;
 #[cfg(test)]
 mod tests;
 pub mod txn;
+mod v2;
 
 use std::sync::Mutex;
 use std::time::Duration;

@@ -12,6 +12,7 @@ use trilith_proto::ids;
 use trilith_raft::Node;
 use trilith_wal::{Metadata, Replay, Wal, WalError};
 
+use super::adopt::adopt;
 use super::shared::{Handle, Shared};
 use super::{Config, Core, Fatal};
 use crate::apply::members::{self, Member};
@@ -38,6 +39,7 @@ impl Core {
             .create_dir_all(&snap_dir)
             .map_err(|error| Fatal::Boot(format!("{}: {error}", snap_dir.display())))?;
         let path = snap_dir.join("db");
+        adopt(&config, &path, &wal_dir)?;
         let store = Store::open(trilith_engine::Options {
             path: path.clone(),
             disk: Arc::clone(&config.disk),
@@ -56,16 +58,20 @@ impl Core {
     }
 }
 
-fn open_node(config: &Config, store: &Store, path: &Path, dir: PathBuf) -> Result<(Node, Identity), Fatal> {
-    let (applied, applied_term) = store.applied();
-    let options = trilith_wal::Options {
+pub(super) fn log_options(config: &Config, dir: PathBuf) -> trilith_wal::Options {
+    trilith_wal::Options {
         dir,
         disk: Arc::clone(&config.disk),
         io: config.wal_io,
         segment_bytes: config.wal_segment_bytes,
         fsync: config.fsync,
         max_segments: config.max_wals,
-    };
+    }
+}
+
+fn open_node(config: &Config, store: &Store, path: &Path, dir: PathBuf) -> Result<(Node, Identity), Fatal> {
+    let (applied, applied_term) = store.applied();
+    let options = log_options(config, dir);
     if !Wal::exists(config.disk.as_ref(), &options.dir) {
         if applied > 0 {
             let (path, dir) = (path.display(), options.dir.display());
@@ -106,7 +112,7 @@ fn open_node(config: &Config, store: &Store, path: &Path, dir: PathBuf) -> Resul
 
 /// Opens the log so that it shows the entry that was applied last, if it is still there: that proves that nothing
 /// is missing between store and log, even when the machine went down before the log got the checkpoint's mark.
-fn open_log(options: trilith_wal::Options, applied: u64) -> Result<(Wal, Replay), WalError> {
+pub(super) fn open_log(options: trilith_wal::Options, applied: u64) -> Result<(Wal, Replay), WalError> {
     match Wal::open(options.clone(), applied.saturating_sub(1)) {
         Err(WalError::Missing { .. }) if applied > 0 => Wal::open(options, applied),
         opened => opened,

@@ -355,6 +355,7 @@ impl Core {
     fn apply_request(&mut self, data: Bytes, term: u64) -> Result<(), ApplyError> {
         self.checkpoints.log_bytes += data.len() as u64;
         let request = command::decode(data)?;
+        let Some(command) = request.command else { return Ok(()) };
         let waiter = self.waiters.take(request.id);
         let mut context = Context {
             header: self.shared.header(0, term),
@@ -365,8 +366,8 @@ impl Core {
             quota: self.config.quota,
             changes: &mut self.changes,
         };
-        let compacts = matches!(request.command, Command::Compaction(_));
-        let applied = apply::apply(&mut self.store, request.command, &mut context)?;
+        let compacts = matches!(command, Command::Compaction(_));
+        let applied = apply::apply(&mut self.store, command, &mut context)?;
         if compacts {
             self.compaction.want();
         }

@@ -11,6 +11,7 @@
 //! waiting. [`run`] is the thin driver that knows tokio. The core shares two things with the rest: queues, and the
 //! published root with the facts beside it.
 
+mod adopt;
 mod alarm;
 mod boot;
 mod compaction;

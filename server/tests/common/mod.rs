@@ -61,7 +61,7 @@ impl Bed {
         let slice = Duration::from_micros(100);
         let mut bed = Bed { core, handle, disk, now: Duration::ZERO, slice, runtime };
         let handle = bed.handle.clone();
-        assert!(bed.run(async move { handle.ready().await }));
+        assert!(bed.try_run(async move { handle.ready().await })?);
         Ok(bed)
     }
 
@@ -112,12 +112,17 @@ impl Bed {
 
     /// Drives a call to its end.
     pub fn run<F: Future>(&mut self, call: F) -> F::Output {
+        self.try_run(call).unwrap()
+    }
+
+    /// Drives a call to its end, or the member to its own.
+    pub fn try_run<F: Future>(&mut self, call: F) -> Result<F::Output, Fatal> {
         let mut call = pin!(call);
         for _ in 0..1_000_000 {
             if let Some(output) = self.poll(call.as_mut()) {
-                return output;
+                return Ok(output);
             }
-            self.step().unwrap();
+            self.step()?;
         }
         panic!("the call does not end");
     }

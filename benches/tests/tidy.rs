@@ -21,7 +21,8 @@ const MAY_KNOW: [(&str, &[&str]); 9] = [
 ];
 
 /// The only files with unsafe code.
-const MAY_BE_UNSAFE: [&str; 3] = ["disk/src/aligned.rs", "engine/src/map.rs", "wal/src/uring.rs"];
+const MAY_BE_UNSAFE: [&str; 4] =
+    ["benches/engine/src/lmdb.rs", "disk/src/aligned.rs", "engine/src/map.rs", "wal/src/uring.rs"];
 
 /// Functions longer than the rule, each with the reason.
 const LONG_FUNCTIONS: [(&str, &str, &str); 0] = [];
@@ -210,7 +211,7 @@ fn a_module_says_first_what_it_is() {
 }
 
 #[test]
-fn unsafe_code_stands_in_three_files() {
+fn unsafe_code_stands_where_it_is_listed() {
     let files = source_files();
     let has_unsafe = |text: &str| {
         let code = code_only(text);

@@ -114,7 +114,8 @@ impl CheckpointJob {
     fn write_new(&mut self) -> Result<[Option<Link>; TREES], StoreError> {
         let source = self.state.source.clone();
         for (first, pages) in &self.freed {
-            self.space.hold(*first, *pages);
+            let held = self.space.hold(*first, *pages);
+            held.map_err(|page| source.corrupt(page, "bit of a page in use", 1, 0))?;
         }
         let mut out = Output {
             source: &source,

@@ -238,16 +238,22 @@ impl Space {
         self.low_region = 0;
     }
 
-    /// The checkpoint being written does not use these pages any more; they stay held until `release`.
-    pub(crate) fn hold(&mut self, first: u64, pages: u32) {
-        let region = self.touch((first / REGION_PAGES) as usize);
-        for page in first..first + u64::from(pages) {
+    /// The checkpoint being written does not use these pages any more; they stay held until `release`. Errors: a page
+    /// that was not in use, or given up already: the bitmap and the trees disagree.
+    pub(crate) fn hold(&mut self, first: u64, pages: u32) -> Result<(), u64> {
+        let at = first / REGION_PAGES;
+        let of_region = |page: u64| page / REGION_PAGES == at && page % REGION_PAGES >= RESERVED_PAGES;
+        let end = first.saturating_add(u64::from(pages));
+        if let Some(page) = (first..end).find(|page| !of_region(*page) || !self.is_used(*page)) {
+            return Err(page);
+        }
+        let region = self.touch(at as usize);
+        for page in first..end {
             let (word, mask) = bit(page);
-            assert!(region.used[word] & mask != 0, "page {page} is given up but was not in use");
-            assert!(page % REGION_PAGES >= RESERVED_PAGES, "page {page} is set aside");
             region.used[word] &= !mask;
             region.held[word] |= mask;
         }
+        Ok(())
     }
 
     /// Nobody needs these pages any more.

@@ -27,7 +27,7 @@ fn allocation_takes_the_lowest_free_place() {
             }
             3 | 4 if !used.is_empty() => {
                 let (first, pages) = used.swap_remove(rng.below(used.len()));
-                space.hold(first, pages);
+                space.hold(first, pages).unwrap();
                 held.push((first, pages));
             }
             _ if !held.is_empty() => {
@@ -60,8 +60,8 @@ fn regions_that_nobody_needs_go() {
     let large = EXTENT_PAGES_MAX;
     let extents: Vec<u64> = (0..4).map(|_| space.allocate(large).unwrap()).collect();
     space.written();
-    space.hold(extents[2], large as u32);
-    space.hold(extents[3], large as u32);
+    space.hold(extents[2], large as u32).unwrap();
+    space.hold(extents[3], large as u32).unwrap();
     space.survey();
     assert_eq!(space.used_end(), 2 * REGION_PAGES);
     assert_eq!(space.high_water(), 4 * REGION_PAGES, "what is held stays");
@@ -76,12 +76,12 @@ fn regions_that_nobody_needs_go() {
     assert_eq!(space.allocate(7), Some(extents[2]));
     let written: Vec<u64> = space.touched_bitmaps(2).map(|(page, _)| page).collect();
     assert_eq!(written, [bitmap_page(2, 0)]);
-    space.hold(extents[2], 7);
+    space.hold(extents[2], 7).unwrap();
     space.release(extents[2], 7);
     space.survey();
     assert_eq!(space.region_count(), 2);
-    space.hold(extents[0], large as u32);
-    space.hold(extents[1], large as u32);
+    space.hold(extents[0], large as u32).unwrap();
+    space.hold(extents[1], large as u32).unwrap();
     space.release(extents[0], large as u32);
     space.release(extents[1], large as u32);
     space.survey();
@@ -109,7 +109,7 @@ fn pages_of_the_checkpoint_before_are_held_in_any_region() {
 fn bitmaps_go_round() {
     let mut space = Space::empty();
     let first = space.allocate(100).unwrap();
-    space.hold(first + 10, 5);
+    space.hold(first + 10, 5).unwrap();
     let written: Vec<_> = space.touched_bitmaps(7).collect();
     let [(page, bytes)] = &written[..] else { panic!("one region") };
     assert_eq!(*page, bitmap_page(0, 1));
@@ -126,4 +126,16 @@ fn bitmaps_go_round() {
         bad[at] ^= 16;
         assert!(decode_bitmap(&bad, 0, 7).is_none(), "byte {at}");
     }
+}
+
+#[test]
+fn what_is_not_in_use_cannot_be_given_up() {
+    let mut space = Space::empty();
+    space.begin();
+    assert_eq!(space.hold(100, 2), Err(100), "free");
+    assert_eq!(space.hold(3, 1), Err(3), "set aside");
+    assert_eq!(space.hold(1 << 40, 1), Err(1 << 40), "beyond the file");
+    let first = space.allocate(1).unwrap();
+    assert_eq!(space.hold(first, 1), Ok(()));
+    assert_eq!(space.hold(first, 1), Err(first), "twice");
 }

@@ -133,9 +133,9 @@ fn an_export_imported_is_the_same_store() {
         let root = store.reader().root();
         let there = disk_with(&bytes_of(Export::new(root.clone()).unwrap()));
         let imported = import_on(&there, 0, 0).unwrap();
-        let copy = open_on(&there);
+        let mut copy = open_on(&there);
         copy.check().unwrap();
-        for id in TreeId::ALL {
+        for id in TreeId::ALL.into_iter().filter(|id| *id != TreeId::Index) {
             assert!(tree(copy.view(), id) == tree(root.view(), id), "{id:?}");
         }
         assert_eq!(copy.applied(), root.applied());
@@ -143,6 +143,14 @@ fn an_export_imported_is_the_same_store() {
         assert_eq!((a.revision(), a.compact_revision()), (b.revision(), b.compact_revision()));
         assert_eq!((a.revision(), a.compact_revision()), (imported.revision, imported.compact_revision));
         assert_eq!(a.hash_kv(0).unwrap(), b.hash_kv(0).unwrap());
+        // In the middle of a compaction the index still names what the history has lost already.
+        for store in [&mut store, &mut copy] {
+            while !store.compact_step(100).unwrap() {}
+            store.publish();
+        }
+        for id in TreeId::ALL {
+            assert!(tree(copy.view(), id) == tree(store.view(), id), "{id:?} after the compaction");
+        }
     }
 }
 

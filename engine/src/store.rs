@@ -18,6 +18,8 @@ use crate::shrink::{Shrink, ideal_pages};
 use crate::space::Space;
 use crate::{Damage, KEY_MAX, Options, StoreError, TreeId, VALUE_MAX};
 
+/// No store comes near; what is computed with revisions does not overflow below it.
+const REVISION_MAX: u64 = 1 << 62;
 /// How many written nodes each batch frees: about 20 us.
 const FREED_PER_BATCH: usize = 64;
 
@@ -75,6 +77,11 @@ impl Store {
     /// Errors: Locked, Unsupported, Corrupt when no checkpoint of the file is whole, Io.
     pub fn open(options: Options) -> Result<Store, StoreError> {
         let opened = crate::open::open(&options)?;
+        for (field, counter) in crate::mvcc::COUNTED.into_iter().zip(opened.meta.counters) {
+            if counter > REVISION_MAX {
+                return Err(opened.source.corrupt(opened.durable.slot, field, REVISION_MAX, counter));
+            }
+        }
         // What kept an older checkpoint from being taken is no part of this one.
         opened.source.damages().take();
         opened.source.damages().forget();

@@ -37,6 +37,8 @@ use bytes::Bytes;
 /// plus one (0 if there never was a compaction).
 const CURRENT_REVISION: usize = 0;
 const COMPACT_REVISION: usize = 1;
+/// Their names, in this order.
+pub(crate) const COUNTED: [&str; 2] = ["current revision", "compact revision"];
 
 /// A point in the history of the store. `main` counts transactions, `sub` the changes within one from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]

@@ -61,7 +61,7 @@ impl<'a> View<'a> {
         let end = range.end.filter(|end| !end.is_empty()).map(<[u8]>::to_vec);
         let key =
             if range.end.is_none() { Cow::Owned(range.start.to_vec()) } else { Cow::Borrowed(&b""[..]) };
-        Ok(Keys { view: *self, revision, end, position, key, probe })
+        Ok(Keys { view: *self, revision, end, position, key, begun: false, probe })
     }
 
     /// The stored mvccpb.KeyValue bytes of a revision that `keys` named.
@@ -151,6 +151,8 @@ pub struct Keys<'a> {
     position: Position<'a>,
     /// The user key in hand.
     key: Cow<'a, [u8]>,
+    /// `key` is one of the tree's.
+    begun: bool,
     /// Room to build keys in.
     probe: Vec<u8>,
 }
@@ -204,10 +206,15 @@ impl<'a> Keys<'a> {
                 Position::Single(modified, live) => return Ok(Some((modified, live))),
                 Position::At(cursor) => {
                     let Some(entry) = cursor.key_value()? else { return Ok(None) };
-                    self.key = match entry {
+                    let key = match entry {
                         Value::Page(entry) => Cow::Borrowed(parse_index_key(entry)?.0),
                         entry => Cow::Owned(parse_index_key(&entry)?.0.to_vec()),
                     };
+                    // Keys that do not ascend, under right checksums, could send the search round in a circle.
+                    if self.begun && key <= self.key {
+                        return Err(inconsistent(TreeId::Index, "keys out of order", &key));
+                    }
+                    (self.key, self.begun) = (key, true);
                     if self.end.as_ref().is_some_and(|end| self.key.as_ref() >= end.as_slice()) {
                         return Ok(None);
                     }

@@ -6,6 +6,7 @@ mod crash;
 mod durable;
 mod format;
 mod full;
+mod fuzz;
 mod longs;
 mod memory;
 mod model;

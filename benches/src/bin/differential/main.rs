@@ -118,7 +118,7 @@ async fn differential(args: &Args, seed: u64, scratch: &Scratch) -> Result<()> {
     let compacted = generator.compacted;
     let mut events = 0;
     if let Some((etcd, ours)) = live {
-        events += watch::compare_live(etcd, ours).await?;
+        events += watch::compare_live(etcd, ours, compacted).await?;
     }
     let mut rng = Rng::new(seed);
     let parts = stream::compare(&mut pair.ours.client, &mut generator, STREAMS).await?;

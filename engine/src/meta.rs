@@ -12,6 +12,8 @@ use crate::{COUNTERS, TREES};
 
 /// The version of everything in the file.
 pub(crate) const FORMAT: u32 = 1;
+/// The highest number of a checkpoint: nobody gets there, and the next ones can always be counted.
+const CHECKPOINT_MAX: u64 = u64::MAX / 2;
 const META_MAGIC: u64 = u64::from_le_bytes(*b"TRILITH\0");
 
 const MAGIC: usize = 0;
@@ -136,7 +138,11 @@ impl Meta {
             return damaged("region count", REGIONS_MAX as u64, regions as u64);
         }
         let places = (0..regions).map(|r| usize::from(page[PLACES_AT + r / 8] >> (r % 8) & 1)).collect();
-        let mut meta = Meta::empty(get_u64(page, CHECKPOINT), get_u64(page, HIGH_WATER), places);
+        let checkpoint = get_u64(page, CHECKPOINT);
+        if checkpoint > CHECKPOINT_MAX {
+            return damaged("checkpoint", CHECKPOINT_MAX, checkpoint);
+        }
+        let mut meta = Meta::empty(checkpoint, get_u64(page, HIGH_WATER), places);
         meta.applied = (get_u64(page, APPLIED_INDEX), get_u64(page, APPLIED_TERM));
         for (i, counter) in meta.counters.iter_mut().enumerate() {
             *counter = get_u64(page, COUNTERS_AT + 8 * i);
@@ -215,6 +221,16 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(matches!(Meta::decode(&bad), Err(NoMeta::Damaged { .. })), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_checkpoint_after_which_none_can_come_is_damage() {
+        let mut last = meta();
+        last.checkpoint = CHECKPOINT_MAX;
+        assert_eq!(Meta::decode(&last.encode()), Ok(last.clone()));
+        last.checkpoint = u64::MAX;
+        let error = NoMeta::Damaged { field: "checkpoint", expected: CHECKPOINT_MAX, found: u64::MAX };
+        assert_eq!(Meta::decode(&last.encode()), Err(error));
     }
 
     #[test]

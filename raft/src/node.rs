@@ -15,7 +15,7 @@ use std::os::fd::BorrowedFd;
 use bytes::Bytes;
 use prost::Message as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
-use raft::{RawNode, ReadOnlyOption, StateRole};
+use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 use trilith_proto::{raftpb, walpb};
 use trilith_wal::{Replay, Ticket, Wal};
 
@@ -316,6 +316,39 @@ impl<L: Log> Node<L> {
             Err(raft::Error::ProposalDropped) => Err(RaftError::Dropped),
             Err(error) => Err(RaftError::Message { from, kind, reason: error.to_string() }),
         }
+    }
+
+    /// Something sent to that peer was dropped on the way: raft asks what it has before it goes on sending.
+    pub fn report_unreachable(&mut self, id: u64) {
+        self.hand_over_proposals();
+        self.raw.report_unreachable(id);
+    }
+
+    /// A snapshot for that peer arrived, or did not.
+    pub fn report_snapshot(&mut self, id: u64, delivered: bool) {
+        self.hand_over_proposals();
+        let status = if delivered { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        self.raw.report_snapshot(id, status);
+    }
+
+    /// Hands the leadership of this member to another voter. Proposals are `Dropped` until that one leads, or an
+    /// election timeout has passed. Nothing happens on a member that does not lead.
+    pub fn transfer_leader(&mut self, to: u64) {
+        self.hand_over_proposals();
+        if self.raw.raft.state == StateRole::Leader {
+            self.raw.transfer_leader(to);
+        }
+    }
+
+    /// Index of the last entry that each member is known to have, by id; empty unless this member leads.
+    pub fn progress(&self) -> Vec<(u64, u64)> {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return Vec::new();
+        }
+        let mut progress: Vec<_> = raft.prs().iter().map(|(id, progress)| (*id, progress.matched)).collect();
+        progress.sort_unstable();
+        progress
     }
 
     /// Runs the ready loop as far as it goes without waiting for the disk. Whether anything came out.

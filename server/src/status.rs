@@ -85,6 +85,7 @@ macro_rules! statuses {
 }
 
 statuses! {
+    BAD_LEADER_TRANSFEREE = "ErrGRPCBadLeaderTransferee", FailedPrecondition, "etcdserver: bad leader transferee";
     CANCELED = "ErrGRPCCanceled", Canceled, "etcdserver: request canceled";
     CLUSTER_ID_MISMATCH = "ErrGRPCClusterIDMismatch", FailedPrecondition, "etcdserver: cluster ID mismatch";
     COMPACTED = "ErrGRPCCompacted", OutOfRange, "etcdserver: mvcc: required revision has been compacted";
@@ -101,16 +102,21 @@ statuses! {
     LEASE_NOT_FOUND = "ErrGRPCLeaseNotFound", NotFound, "etcdserver: requested lease not found";
     LEASE_PROVIDED = "ErrGRPCLeaseProvided", InvalidArgument, "etcdserver: lease is provided";
     LEASE_TTL_TOO_LARGE = "ErrGRPCLeaseTTLTooLarge", OutOfRange, "etcdserver: too large lease TTL";
+    MEMBER_EXIST = "ErrGRPCMemberExist", FailedPrecondition, "etcdserver: member ID already exist";
+    MEMBER_NOT_FOUND = "ErrGRPCMemberNotFound", NotFound, "etcdserver: member not found";
     NO_LEADER = "ErrGRPCNoLeader", Unavailable, "etcdserver: no leader";
     NO_SPACE = "ErrGRPCNoSpace", ResourceExhausted, "etcdserver: mvcc: database space exceeded";
     NOT_CAPABLE = "ErrGRPCNotCapable", FailedPrecondition, "etcdserver: not capable";
     NOT_LEADER = "ErrGRPCNotLeader", FailedPrecondition, "etcdserver: not leader";
+    PEER_URL_EXIST = "ErrGRPCPeerURLExist", FailedPrecondition, "etcdserver: Peer URLs already exists";
     REQUEST_TOO_LARGE = "ErrGRPCRequestTooLarge", InvalidArgument, "etcdserver: request is too large";
     TOO_MANY_REQUESTS = "ErrGRPCRequestTooManyRequests", Unknown, "etcdserver: too many requests";
     STOPPED = "ErrGRPCStopped", Unavailable, "etcdserver: server stopped";
     TIMEOUT = "ErrGRPCTimeout", Unavailable, "etcdserver: request timed out";
     TIMEOUT_CONNECTION_LOST = "ErrGRPCTimeoutDueToConnectionLost", Unavailable,
         "etcdserver: request timed out, possibly due to connection lost";
+    TIMEOUT_LEADER_TRANSFER = "errors.ErrTimeoutLeaderTransfer", Unknown,
+        "etcdserver: request timed out, leader transfer took too long";
     TIMEOUT_LEADER_FAIL = "ErrGRPCTimeoutDueToLeaderFail", Unavailable,
         "etcdserver: request timed out, possibly due to previous leader failure";
     TOO_MANY_OPS = "ErrGRPCTooManyOps", InvalidArgument, "etcdserver: too many operations in txn request";

@@ -112,6 +112,18 @@ pub fn is_removed(view: View<'_>, id: u64) -> Result<bool, StoreError> {
     Ok(view.get(TreeId::MembersRemoved, tree_key(id).as_bytes())?.is_some())
 }
 
+/// Ids of all that were removed.
+pub fn removed(view: View<'_>) -> Result<Vec<u64>, StoreError> {
+    let mut ids = Vec::new();
+    let mut cursor = view.seek(TreeId::MembersRemoved, b"")?;
+    while let Some(key) = cursor.key() {
+        let id = std::str::from_utf8(key).ok().and_then(|key| u64::from_str_radix(key, 16).ok());
+        ids.push(id.ok_or_else(|| broken("tree members_removed", "a key is no id"))?);
+        cursor.next()?;
+    }
+    Ok(ids)
+}
+
 /// The group's state as of the applied index; empty on a new store.
 pub fn conf_state(view: View<'_>) -> Result<raftpb::ConfState, StoreError> {
     let Some(value) = view.get(TreeId::Meta, CONF_STATE)? else { return Ok(raftpb::ConfState::default()) };

@@ -296,8 +296,8 @@ fn set_member_attributes(
     Ok(empty_answer())
 }
 
-/// M8: whether a committed conf change is carried out; a rejected one changes nothing.
-pub fn conf_change(store: &mut Store, change: &raftpb::ConfChange) -> Result<bool, ApplyError> {
+/// M8: what a committed conf change is answered with; one that is rejected changes nothing.
+pub fn conf_change(store: &mut Store, change: &raftpb::ConfChange) -> Result<Result<(), Status>, ApplyError> {
     let kind = change.r#type();
     if kind != raftpb::ConfChangeType::ConfChangeAddNode {
         return Err(ApplyError::Broken(format!("conf change {} is not implemented", kind.as_str_name())));
@@ -312,14 +312,17 @@ pub fn conf_change(store: &mut Store, change: &raftpb::ConfChange) -> Result<boo
         )));
     }
     let others = members::list(store.view())?;
-    let taken = others.iter().any(|other| {
-        other.id == member.id || other.peer_urls.iter().any(|url| member.peer_urls.contains(url))
-    });
-    if taken || members::is_removed(store.view(), member.id)? {
-        return Ok(false);
+    if members::is_removed(store.view(), member.id)? {
+        return Ok(Err(status::MEMBER_NOT_FOUND));
+    }
+    if others.iter().any(|other| other.id == member.id) {
+        return Ok(Err(status::MEMBER_EXIST));
+    }
+    if others.iter().any(|other| other.peer_urls.iter().any(|url| member.peer_urls.contains(url))) {
+        return Ok(Err(status::PEER_URL_EXIST));
     }
     members::put(store, &member)?;
-    Ok(true)
+    Ok(Ok(()))
 }
 
 /// The RPC that a request came by: for the error of those that are not served yet.

@@ -60,7 +60,7 @@ impl Bench {
         &mut self,
         kind: raftpb::ConfChangeType,
         member: &members::Member,
-    ) -> Result<bool, ApplyError> {
+    ) -> Result<Result<(), Status>, ApplyError> {
         let change = raftpb::ConfChange {
             id: None,
             r#type: Some(kind as i32),
@@ -135,11 +135,12 @@ fn m8_conf_changes() {
     use raftpb::ConfChangeType::{ConfChangeAddNode as Add, ConfChangeRemoveNode as Remove};
     let mut bench = Bench::new();
     let member = |id, url: &str| members::Member { id, peer_urls: vec![url.into()], ..Default::default() };
-    assert!(bench.conf_change(Add, &member(0xab, "http://a:1")).unwrap());
-    assert!(!bench.conf_change(Add, &member(0xab, "http://b:1")).unwrap(), "the id is there");
-    assert!(!bench.conf_change(Add, &member(0xcd, "http://a:1")).unwrap(), "the URL is in use");
+    assert_eq!(bench.conf_change(Add, &member(0xab, "http://a:1")).unwrap(), Ok(()));
+    let refused = |bench: &mut Bench, member| bench.conf_change(Add, &member).unwrap().unwrap_err();
+    assert_eq!(refused(&mut bench, member(0xab, "http://b:1")), status::MEMBER_EXIST);
+    assert_eq!(refused(&mut bench, member(0xcd, "http://a:1")), status::PEER_URL_EXIST);
     bench.store.insert(TreeId::MembersRemoved, b"ef", b"removed").unwrap();
-    assert!(!bench.conf_change(Add, &member(0xef, "http://c:1")).unwrap(), "removed for good");
+    assert_eq!(refused(&mut bench, member(0xef, "http://c:1")), status::MEMBER_NOT_FOUND, "for good");
     let error = bench.conf_change(Remove, &member(0xab, "http://a:1")).unwrap_err().to_string();
     assert!(error.contains("ConfChangeRemoveNode"), "{error}");
     let json = br#"{"id":171,"peerURLs":["http://a:1"]}"#.to_vec();

@@ -17,10 +17,11 @@ use trilith_raft::{Body, Committed, Node, Output, RaftError};
 
 use super::alarm::Raising;
 use super::compaction::Compaction;
+use super::peers::{Outgoing, Transfers};
 use super::pressure::Pressure;
 use super::reads::Reads;
 use super::scrub::Scrubbing;
-use super::shared::{Facts, Proposal, Reading, Shared};
+use super::shared::{Facts, Inbox, Shared};
 use super::shrink::Shrinking;
 use super::waiters::{Waiter, Waiters};
 use super::{CLUSTER_VERSION, Config, Fatal};
@@ -28,6 +29,7 @@ use crate::apply::alarm::Alarms;
 use crate::apply::command::{self, Command};
 use crate::apply::{self, Answer, Applied, ApplyError, Context, members, quota};
 use crate::lease;
+use crate::reply::Reply;
 use crate::status::{self, Status};
 
 /// How often time-outs are looked for and the shared time moves on, at least.
@@ -41,6 +43,13 @@ pub(super) enum Announcement {
     Needed,
     UnderWay,
     Done,
+}
+
+/// What waits to be proposed.
+#[derive(Debug)]
+enum Proposed {
+    Request(Bytes),
+    ConfChange(raftpb::ConfChange),
 }
 
 /// What the core knows of who leads.
@@ -74,11 +83,11 @@ pub struct Core {
     pub(super) shared: Arc<Shared>,
     pub(super) config: Config,
     pub(super) member_id: u64,
-    conf_state: raftpb::ConfState,
+    pub(super) conf_state: raftpb::ConfState,
     waiters: Waiters,
     reads: Reads,
     /// Proposals that raft has not taken yet, since nobody leads.
-    backlog: VecDeque<(u64, Bytes)>,
+    backlog: VecDeque<(u64, Proposed)>,
     leadership: Leadership,
     publication: Announcement,
     cluster_version: Announcement,
@@ -90,14 +99,17 @@ pub struct Core {
     pub(super) scrubbing: Scrubbing,
     pub(super) shrinking: Shrinking,
     pub(super) compaction: Compaction,
+    pub(super) transfers: Transfers,
+    pub(super) outgoing: Outgoing,
+    /// A peer says that this member was removed, or its removal was applied.
+    pub(super) removed: bool,
     pub(super) now: Duration,
     tick_at: Duration,
     housekeeping_at: Duration,
     lease_scan_at: Duration,
     // Buffers that keep their memory from step to step.
     out: Output,
-    proposals: Vec<Proposal>,
-    readings: Vec<Reading>,
+    inbox: Inbox,
     changes: Vec<Change>,
     pub(super) answers: Vec<(oneshot::Sender<Answer>, Answer)>,
 }
@@ -113,7 +125,7 @@ impl Core {
         let conf_state = members::conf_state(store.view())?;
         let has_version = is_current(members::cluster_version(store.view())?.as_deref());
         let alarms = Alarms::restore(store.view())?;
-        let core = Core {
+        let mut core = Core {
             node,
             store,
             shared,
@@ -134,16 +146,19 @@ impl Core {
             scrubbing: Scrubbing::default(),
             shrinking: Shrinking::default(),
             compaction: Compaction::new(),
+            transfers: Transfers::default(),
+            outgoing: Outgoing::default(),
+            removed: false,
             now: Duration::ZERO,
             tick_at: Duration::ZERO,
             housekeeping_at: Duration::ZERO,
             lease_scan_at: Duration::ZERO,
             out: Output::default(),
-            proposals: Vec::new(),
-            readings: Vec::new(),
+            inbox: Inbox::default(),
             changes: Vec::new(),
             answers: Vec::new(),
         };
+        core.members_changed()?;
         core.publish_facts();
         Ok(core)
     }
@@ -168,7 +183,7 @@ impl Core {
     pub fn step(&mut self, now: Duration) -> Result<(), Fatal> {
         self.now = now;
         self.shared.set_now(now);
-        self.take_inbox();
+        self.take_inbox()?;
         self.keep_time();
         self.watch_space();
         self.watch_damage();
@@ -178,11 +193,11 @@ impl Core {
             let mut progressed = self.node.poll(&mut self.out)?;
             self.apply_committed()?;
             self.follow_leadership()?;
+            self.follow_transfers();
             self.let_readers_through();
             progressed |= self.campaign_alone()? | self.announce()? | self.revoke_expired();
             progressed |= self.propose_alarms();
-            // Messages to peers: a lone voter has none.
-            self.out.messages.clear();
+            self.outgoing.messages.append(&mut self.out.messages);
             if !progressed {
                 break;
             }
@@ -192,15 +207,27 @@ impl Core {
         Ok(())
     }
 
-    fn take_inbox(&mut self) {
-        let mut defragments = Vec::new();
-        self.shared.take(&mut self.proposals, &mut self.readings, &mut defragments);
-        self.take_defragments(&mut defragments);
-        for proposal in self.proposals.drain(..) {
-            self.waiters.add(proposal.id, proposal.started, Waiter::Call(proposal.answer));
-            self.backlog.push_back((proposal.id, proposal.data));
+    fn take_inbox(&mut self) -> Result<(), Fatal> {
+        let mut inbox = std::mem::take(&mut self.inbox);
+        self.shared.take(&mut inbox);
+        self.take_defragments(&mut inbox.defragments);
+        for event in inbox.peers.drain(..) {
+            self.take_peer_event(event)?;
         }
-        self.reads.gather(&mut self.readings);
+        for proposal in inbox.proposals.drain(..) {
+            self.waiters.add(proposal.id, proposal.started, Waiter::Call(proposal.answer));
+            self.backlog.push_back((proposal.id, Proposed::Request(proposal.data)));
+        }
+        for proposal in inbox.conf_changes.drain(..) {
+            self.waiters.add(proposal.id, proposal.started, Waiter::Call(proposal.answer));
+            self.backlog.push_back((proposal.id, Proposed::ConfChange(proposal.change)));
+        }
+        for transfer in inbox.transfers.drain(..) {
+            self.begin_transfer(transfer);
+        }
+        self.reads.gather(&mut inbox.reads);
+        self.inbox = inbox;
+        Ok(())
     }
 
     fn keep_time(&mut self) {
@@ -265,7 +292,7 @@ impl Core {
     pub(super) fn propose_own(&mut self, waiter: Waiter, command: &Command) {
         let id = self.shared.next_request_id();
         self.waiters.add(id, self.now, waiter);
-        self.backlog.push_back((id, command::encode(id, command)));
+        self.backlog.push_back((id, Proposed::Request(command::encode(id, command))));
     }
 
     pub(super) fn has_leader(&self) -> bool {
@@ -277,11 +304,15 @@ impl Core {
         if self.backlog.is_empty() || self.node.status().leader == 0 || self.holds_back() {
             return Ok(());
         }
-        for (id, data) in std::mem::take(&mut self.backlog) {
+        for (id, proposed) in std::mem::take(&mut self.backlog) {
             if !self.waiters.contains(id) {
                 continue;
             }
-            match self.node.propose(data) {
+            let taken = match proposed {
+                Proposed::Request(data) => self.node.propose(data),
+                Proposed::ConfChange(change) => self.node.propose_conf_change(change),
+            };
+            match taken {
                 Ok(()) => {}
                 Err(RaftError::Dropped) => {
                     if let Some(waiter) = self.waiters.take(id) {
@@ -387,9 +418,15 @@ impl Core {
 
     /// M11: a rejected change still goes to raft, as none.
     fn apply_conf_change(&mut self, change: &raftpb::ConfChange) -> Result<(), ApplyError> {
-        let accepted = apply::conf_change(&mut self.store, change)?;
-        self.conf_state = self.node.apply_conf_change(accepted.then_some(change));
+        let outcome = apply::conf_change(&mut self.store, change)?;
+        self.conf_state = self.node.apply_conf_change(outcome.is_ok().then_some(change));
         members::put_conf_state(&mut self.store, &self.conf_state)?;
+        if outcome.is_ok() {
+            self.members_changed()?;
+        }
+        if let Some(waiter) = change.id.and_then(|id| self.waiters.take(id)) {
+            self.settle(waiter, outcome.map(|()| Reply::of(&pb::EmptyResponse {})));
+        }
         Ok(())
     }
 
@@ -494,7 +531,11 @@ impl Core {
             no_space: self.alarms.is_raised_by(self.member_id, pb::AlarmType::Nospace),
             ..Facts::default()
         };
-        let reads_are_local = status.is_leader && applied_term == status.term && self.is_lone_voter();
+        let alone = self.is_lone_voter();
+        let reads_are_local = status.is_leader && applied_term == status.term && alone;
+        if !alone || !self.conf_state.learners.is_empty() {
+            self.shared.set_progress(self.node.progress());
+        }
         self.shared.publish_facts(&facts, reads_are_local);
     }
 
@@ -569,7 +610,7 @@ impl Drop for Core {
     /// Whoever waits hears that nobody will answer, and nobody comes in after that.
     fn drop(&mut self) {
         self.shared.close();
-        self.shared.take(&mut self.proposals, &mut self.readings, &mut Vec::new());
+        self.shared.take(&mut self.inbox);
     }
 }
 
@@ -593,7 +634,7 @@ mod tests {
             core.step(Duration::ZERO).unwrap();
             let applied = handle.facts().applied;
             core.waiters.add(1, Duration::ZERO, Waiter::Publish);
-            core.backlog.push_back((1, Bytes::copy_from_slice(data)));
+            core.backlog.push_back((1, Proposed::Request(Bytes::copy_from_slice(data))));
             let error = core.step(Duration::ZERO).unwrap_err().to_string();
             assert!(
                 error.contains(&format!("log entry {}", applied + 1)) && error.contains(named),

@@ -17,6 +17,7 @@ mod boot;
 mod compaction;
 mod driver;
 mod machine;
+mod peers;
 mod pressure;
 mod reads;
 mod scrub;
@@ -39,8 +40,9 @@ use crate::apply::quota::Quota;
 pub use alarm::OverQuota;
 pub use driver::run;
 pub use machine::Core;
+pub use peers::{Membership, Outgoing};
 pub use scrub::ScrubJob;
-pub use shared::{Facts, Handle};
+pub use shared::{Facts, Handle, Overflow, PeerEvent};
 
 /// The version that this server reports and brings the cluster to.
 pub const SERVER_VERSION: &str = "3.7.1";

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot, watch};
 use trilith_engine::{Reader, Root};
 use trilith_proto::etcdserverpb::ResponseHeader;
+use trilith_proto::raftpb;
 
 use super::Config;
 use super::pressure::takes_space;
@@ -78,15 +79,66 @@ pub(super) struct Reading {
     pub(super) answer: oneshot::Sender<Result<(), Status>>,
 }
 
+/// A change of the group on its way to the core, which gives it its id.
+#[derive(Debug)]
+pub(super) struct ConfProposal {
+    pub(super) id: u64,
+    pub(super) change: raftpb::ConfChange,
+    pub(super) started: Duration,
+    pub(super) answer: oneshot::Sender<Answer>,
+}
+
+/// Somebody wants another member to lead.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    pub(super) to: u64,
+    pub(super) started: Duration,
+    pub(super) answer: oneshot::Sender<Result<(), Status>>,
+}
+
 /// What came in since the core last looked.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     pub(super) proposals: Vec<Proposal>,
+    pub(super) conf_changes: Vec<ConfProposal>,
     pub(super) reads: Vec<Reading>,
     /// Those who want the store's file made shorter.
     pub(super) defragments: Vec<oneshot::Sender<()>>,
+    pub(super) transfers: Vec<Transfer>,
+    pub(super) peers: Vec<PeerEvent>,
+    /// How many of `peers` carry proposals: they have a limit of their own.
+    peer_proposals: usize,
+    /// The core was woken for what is here.
+    woken: bool,
     closed: bool,
 }
+
+/// What the transport tells the core.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "nearly all are messages")]
+pub enum PeerEvent {
+    /// A peer's message. A MsgSnap comes when its database is stored beside the store.
+    Message(raftpb::Message),
+    /// Something for this member was dropped on the way.
+    Unreachable(u64),
+    /// A snapshot was sent, or could not be.
+    SnapshotSent {
+        /// The member that it was for.
+        to: u64,
+        /// Whether that member has it.
+        delivered: bool,
+    },
+    /// A peer says that this member was removed.
+    ToldRemoved,
+}
+
+/// The queue of what peers say is full: this was dropped, and its sender says it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the queue of peers' messages is full")]
+pub struct Overflow;
+
+/// S6: how many of peers' messages with proposals, and how many others, wait at most.
+const PEER_EVENTS_MAX: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -98,6 +150,8 @@ pub(super) struct Shared {
     inbox: Mutex<Inbox>,
     wake: Notify,
     facts: FactCells,
+    /// How far the members are, as this one knows when it leads.
+    progress: Mutex<Vec<(u64, u64)>>,
     /// This member is the only voter, leads, and has applied the first entry of its term.
     reads_are_local: AtomicBool,
     /// The disk has no room for more.
@@ -127,6 +181,7 @@ impl Shared {
             inbox: Mutex::default(),
             wake: Notify::new(),
             facts: FactCells::default(),
+            progress: Mutex::default(),
             reads_are_local: AtomicBool::new(false),
             disk_full: AtomicBool::new(false),
             now_nanos: AtomicU64::new(0),
@@ -148,26 +203,20 @@ impl Shared {
         if inbox.closed {
             return Err(status::STOPPED);
         }
-        let was_empty = inbox.proposals.is_empty() && inbox.reads.is_empty();
         put(&mut inbox);
+        let woken = std::mem::replace(&mut inbox.woken, true);
         drop(inbox);
-        if was_empty {
+        if !woken {
             self.wake.notify_one();
         }
         Ok(())
     }
 
-    /// Swaps the inbox for empty queues.
-    pub(super) fn take(
-        &self,
-        proposals: &mut Vec<Proposal>,
-        reads: &mut Vec<Reading>,
-        defragments: &mut Vec<oneshot::Sender<()>>,
-    ) {
+    /// Swaps the inbox for the one given, whose queues are empty.
+    pub(super) fn take(&self, empty: &mut Inbox) {
         let mut inbox = self.inbox();
-        std::mem::swap(&mut inbox.defragments, defragments);
-        std::mem::swap(&mut inbox.proposals, proposals);
-        std::mem::swap(&mut inbox.reads, reads);
+        (empty.woken, empty.closed, empty.peer_proposals) = (false, inbox.closed, 0);
+        std::mem::swap(&mut *inbox, empty);
     }
 
     /// From now on nothing comes in.
@@ -229,6 +278,10 @@ impl Shared {
 
     pub(super) fn set_disk_full(&self, full: bool) {
         self.disk_full.store(full, Ordering::Release);
+    }
+
+    pub(super) fn set_progress(&self, progress: Vec<(u64, u64)>) {
+        *self.progress.lock().expect("no holder of this lock panics") = progress;
     }
 
     pub(super) fn set_ready(&self) {
@@ -313,6 +366,54 @@ impl Handle {
         let started = self.0.now();
         self.0.put(|inbox| inbox.reads.push(Reading { started, answer }))?;
         answered.await.unwrap_or(Err(status::STOPPED))
+    }
+
+    /// Proposes a change of the group, which gets its id here, and waits until it has been applied: the answer is an
+    /// error when the change was not carried out.
+    pub async fn propose_conf_change(&self, mut change: raftpb::ConfChange) -> Answer {
+        let id = self.0.next_request_id();
+        change.id = Some(id);
+        let (answer, answered) = oneshot::channel();
+        let started = self.0.now();
+        self.0.put(|inbox| inbox.conf_changes.push(ConfProposal { id, change, started, answer }))?;
+        answered.await.unwrap_or(Err(status::STOPPED))
+    }
+
+    /// Makes another member lead, and waits until it does (X12).
+    pub async fn transfer_leader(&self, to: u64) -> Result<(), Status> {
+        let (answer, answered) = oneshot::channel();
+        let started = self.0.now();
+        self.0.put(|inbox| inbox.transfers.push(Transfer { to, started, answer }))?;
+        answered.await.unwrap_or(Err(status::STOPPED))
+    }
+
+    /// Index of the last entry that each member of the group is known to have, by id: empty unless this member leads.
+    pub fn progress(&self) -> Vec<(u64, u64)> {
+        self.0.progress.lock().expect("no holder of this lock panics").clone()
+    }
+
+    /// Hands the core what the transport has. What comes after the core's end is forgotten.
+    ///
+    /// # Errors
+    /// `Overflow` when too much of the kind waits already.
+    pub fn peer_event(&self, event: PeerEvent) -> Result<(), Overflow> {
+        let is_proposal = |event: &PeerEvent| match event {
+            PeerEvent::Message(message) => message.r#type() == raftpb::MessageType::MsgProp,
+            _ => false,
+        };
+        let proposes = is_proposal(&event);
+        let mut overflow = false;
+        // The only error is that of a core that has ended.
+        let _ = self.0.put(|inbox| {
+            let waiting =
+                if proposes { inbox.peer_proposals } else { inbox.peers.len() - inbox.peer_proposals };
+            overflow = waiting >= PEER_EVENTS_MAX;
+            if !overflow {
+                inbox.peer_proposals += usize::from(proposes);
+                inbox.peers.push(event);
+            }
+        });
+        if overflow { Err(Overflow) } else { Ok(()) }
     }
 
     pub(super) fn ask_to_defragment(&self, answer: oneshot::Sender<()>) -> Result<(), Status> {

@@ -86,13 +86,7 @@ impl<'a> Walk<'_, 'a> {
         if page.tree() != self.tree.id as u8 {
             return Err(self.bad(node, "tree", self.tree.id as usize, usize::from(page.tree())));
         }
-        let first = usize::from(!page.is_leaf());
-        if first == 1 && (!page.key(0).0.is_empty() || page.key(0).1) {
-            return Err(self.bad(node, "first separator", 0, page.key(0).0.len()));
-        }
-        if !page.heads_are_right() {
-            return Err(self.bad(node, "heads", 1, 0));
-        }
+        let first = page.first_keyed();
         let order = self.tree.order();
         let mut before = from.map(<[u8]>::to_vec);
         let mut sums = Sums::default();

@@ -215,9 +215,14 @@ impl Output<'_> {
             };
             page.set_child(i, Place::Disk(link));
         }
+        let sums = sums::of_node(node);
+        if !sums.fit() {
+            // What is below it was read from links that say so.
+            return Err(self.source.corrupt(node.page().id(), "sums below the page", 1 << 48, sums.count));
+        }
         let id = self.allocate(1)?;
         page.stamp(id, self.checkpoint);
-        let link = Link { page: id, check: crc32c::crc32c(&bytes), sums: sums::of_node(node) };
+        let link = Link { page: id, check: crc32c::crc32c(&bytes), sums };
         self.append(id, &bytes)?;
         node.written.set(self.checkpoint, link);
         Ok(link)

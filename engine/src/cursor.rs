@@ -1,7 +1,7 @@
 //! A position in a tree, moving both ways.
 
 use crate::page::CellValue;
-use crate::search::{Tree, TreeRoot};
+use crate::search::{KEY_ORDER, Tree, TreeRoot};
 use crate::source::NodeRef;
 use crate::{StoreError, Value};
 
@@ -14,7 +14,7 @@ enum Position {
 
 /// A position in a tree: at an entry, or past an end. From past an end it moves back to the entry there.
 ///
-/// After an error it stands where it stood before.
+/// The keys ascend, or there is an error. After one it stands where it stood before.
 #[derive(Debug)]
 pub struct Cursor<'a> {
     tree: Tree<'a>,
@@ -172,12 +172,33 @@ impl<'a> Cursor<'a> {
         if !inside {
             return self.step_leaf(forward, to);
         }
+        let before = *i;
         *i = if forward { *i + 1 } else { *i - 1 };
-        let (node, i) = (&*leaf, *i);
-        if self.long_key.is_some() || node.page().key(i).1 {
-            self.load_key()?;
+        if self.long_key.is_none() && !leaf.page().key(*i).1 {
+            return Ok(());
         }
-        Ok(())
+        // Of long keys the page does not tell whether they ascend.
+        let long_key = self.long_key.take();
+        let leaf = leaf.clone();
+        let key = long_key.as_deref().unwrap_or_else(|| leaf.page().key(before).0);
+        let moved = self.arrive(key, forward);
+        if moved.is_err() {
+            self.long_key = long_key;
+            self.path.last_mut().expect("as before").1 = before;
+        }
+        moved
+    }
+
+    /// Takes the key of the new place, which must be behind `before` in the direction of the step.
+    fn arrive(&mut self, before: &[u8], forward: bool) -> Result<(), StoreError> {
+        self.load_key()?;
+        let Some((leaf, i)) = self.path.last() else { return Ok(()) };
+        let key = self.long_key.as_deref().unwrap_or_else(|| leaf.page().key(*i).0);
+        let order = self.tree.order().compare(before, key);
+        if if forward { order.is_lt() } else { order.is_gt() } {
+            return Ok(());
+        }
+        Err(self.tree.malformed(leaf, KEY_ORDER, *i))
     }
 
     /// Goes on to the neighbouring leaf.
@@ -195,8 +216,15 @@ impl<'a> Cursor<'a> {
         let child = self.tree.child(node, i)?;
         let old = self.path.split_off(depth + 1);
         let before = std::mem::replace(&mut self.path[depth].1, i);
-        let moved = self.push_edge(child, forward).and_then(|()| self.load_key());
+        let long_key = self.long_key.take();
+        let (leaf, last) = old.last().expect("a branch is not the end of a path");
+        // Whoever looked for a place between the leaves has not loaded it.
+        let moved = self.tree.key(leaf, *last).and_then(|key| {
+            self.push_edge(child, forward)?;
+            self.arrive(&key, forward)
+        });
         if moved.is_err() {
+            self.long_key = long_key;
             self.path.truncate(depth + 1);
             self.path[depth].1 = before;
             self.path.extend(old);

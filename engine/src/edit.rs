@@ -11,7 +11,7 @@ use crate::extent::Extent;
 use crate::node::{Child, Node, Released};
 use crate::page::{CellValue, HEADER, Link, PAGE, Place, SLOT_BYTES, branch_cell_bytes, leaf_cell_bytes};
 use crate::page::{KEY_INLINE_MAX, VALUE_INLINE_MAX};
-use crate::search::{Tree, TreeRoot};
+use crate::search::{KEY_ORDER, Tree, TreeRoot};
 use crate::source::{NodeRef, Source};
 use crate::{StoreError, TreeId};
 
@@ -86,7 +86,7 @@ impl<'s> Edit<'s> {
 
     /// A page from disk, for changing.
     pub(crate) fn take_page(&mut self, link: &Link, level: Option<u8>) -> Result<Arc<Node>, StoreError> {
-        let page = self.source.page(link, self.id as u8, level)?;
+        let page = self.tree().noted(self.source.page(link, self.id as u8, level))?;
         let node = Node::from_disk(page.page().0, self.batch, self.source.memory());
         self.garbage.extents.push((link.page, 1));
         *self.dirty_bytes += PAGE;
@@ -240,7 +240,7 @@ impl<'s> Edit<'s> {
             let right = if i < at { at - 1 } else { at };
             tree.order().separator(&tree.key(&node, right - 1)?, &tree.key(&node, right)?)
         };
-        Ok((at, separator))
+        Ok((at, separator.ok_or_else(|| tree.malformed(&node, KEY_ORDER, at))?))
     }
 
     fn split_leaf(
@@ -270,6 +270,7 @@ impl<'s> Edit<'s> {
         edge: bool,
     ) -> Result<Option<Split>, StoreError> {
         let Split { separator: key, right: child } = split;
+        self.must_fit_between(branch, i, &key)?;
         let child = Child::Memory(child);
         if branch.fits_child(key.len()) {
             self.count_long(&key, KEY_INLINE_MAX);
@@ -295,6 +296,15 @@ impl<'s> Edit<'s> {
         into.insert_child(i, &key, child);
         into.edit().set_run_position(i + 1);
         Ok(Some(Split { separator, right: Arc::new(right) }))
+    }
+
+    /// The keys of a child lie where its parent says: so does one that parts it. Errors: Corrupt if not; Io.
+    fn must_fit_between(&self, branch: &Node, i: usize, key: &[u8]) -> Result<(), StoreError> {
+        let (tree, node) = (self.tree(), NodeRef::Dirty(branch));
+        if i > branch.page().first_keyed() {
+            tree.must_precede(&node, i - 1, key)?;
+        }
+        if i < branch.page().count() { tree.must_follow(&node, i, key) } else { Ok(()) }
     }
 
     /// Removes a key that the tree holds. (The caller has looked: a key that is not there copies no path.)
@@ -391,6 +401,7 @@ impl<'s> Edit<'s> {
         if a.page().used_bytes() + b.page().used_bytes() + extra > MERGED_MAX {
             return Ok(false);
         }
+        tree.must_part(&a, &b, &separator)?;
         let separator = separator.to_vec();
         drop((a, b));
         self.child_mut(branch, left)?;

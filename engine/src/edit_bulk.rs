@@ -16,7 +16,7 @@ use crate::edit::{Edit, MERGE_BELOW};
 use crate::node::{Child, Node};
 use crate::order::Order;
 use crate::page::{CellValue, PAGE, Place};
-use crate::search::{Tree, TreeRoot};
+use crate::search::{KEY_ORDER, Tree, TreeRoot};
 use crate::source::NodeRef;
 
 /// What a leaf counts for beside its keys, in keys: finding it, copying it, and writing it later.
@@ -124,6 +124,9 @@ impl<'k> Removal<'k> {
             let found = tree.compare(leaf, at, key)?.is_eq();
             let (cell, found) = if found { (at, true) } else { tree.lower_bound(leaf, key)? };
             if found {
+                if self.cells.last().is_some_and(|before| *before >= cell) {
+                    return Err(tree.malformed(leaf, KEY_ORDER, cell));
+                }
                 self.cells.push(cell);
                 last = i;
             }

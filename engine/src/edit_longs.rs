@@ -37,7 +37,7 @@ impl Edit<'_> {
     ) -> Result<(), StoreError> {
         let mut taken: Vec<(usize, Part, Extent, Arc<[u8]>)> = Vec::new();
         for (i, part, long) in node.page().longs().filter(|(i, _, long)| wanted(*i, long.extent)) {
-            let bytes = match self.source.long(&long)? {
+            let bytes = match self.tree().noted(self.source.long(&long))? {
                 Value::Page(bytes) => bytes.into(),
                 Value::Shared(bytes, _) => bytes,
             };

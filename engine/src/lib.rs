@@ -41,6 +41,7 @@ mod source;
 mod space;
 mod store;
 mod sums;
+mod valid;
 
 #[cfg(test)]
 mod tests;

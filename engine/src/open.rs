@@ -15,7 +15,7 @@ use crate::meta::{Meta, NoMeta};
 use crate::page::PAGE;
 use crate::search::Tree;
 use crate::source::Source;
-use crate::space::{BITMAP_BYTES, Bitmap, RESERVED_PAGES, Space, bitmap_page, decode_bitmap};
+use crate::space::{BITMAP_BYTES, Bitmap, REGION_PAGES, RESERVED_PAGES, Space, bitmap_page, decode_bitmap};
 use crate::{Options, StoreError, TreeId};
 
 /// A file that has been opened.
@@ -134,6 +134,10 @@ fn load(source: &Source, slot: u64, meta: &Meta) -> Result<Space, StoreError> {
             source.file_pages(),
         ));
     }
+    let regions = meta.high_water.div_ceil(REGION_PAGES);
+    if meta.places.len() as u64 != regions {
+        return Err(source.corrupt(slot, "region count", regions, meta.places.len() as u64));
+    }
     let trees = meta.trees();
     for id in TreeId::ALL {
         Tree { source, id }.top(&trees[id as usize])?;
@@ -157,6 +161,9 @@ fn load(source: &Source, slot: u64, meta: &Meta) -> Result<Space, StoreError> {
                 .mark(first, pages)
                 .map_err(|page| source.corrupt(page, "region", space.region_count() as u64, page))?;
         }
+    }
+    if space.used_end() != meta.high_water {
+        return Err(source.corrupt(slot, "high water", space.used_end(), meta.high_water));
     }
     Ok(space)
 }

@@ -58,22 +58,25 @@ impl Order {
         Some(prefix.cmp(&b[..prefix.len()])).filter(|order| order.is_ne())
     }
 
-    /// A short key that is greater than `left` and not greater than `right`, to stand in a branch.
-    pub(crate) fn separator(self, left: &[u8], right: &[u8]) -> Vec<u8> {
-        debug_assert!(self.compare(left, right).is_lt(), "keys of a tree ascend");
-        match self {
+    /// A short key that is greater than `left` and not greater than `right`, to stand in a branch. None: `left` is not less
+    /// than `right`.
+    pub(crate) fn separator(self, left: &[u8], right: &[u8]) -> Option<Vec<u8>> {
+        if self.compare(left, right).is_ge() {
+            return None;
+        }
+        Some(match self {
             Order::Bytes => right[..=common(left, right)].to_vec(),
             Order::KeyThenRevision => {
                 let (left_key, right_key) = (Order::split(left).0, Order::split(right).0);
                 let common = common(left_key, right_key);
                 if common == right_key.len() || right.len() < REVISION_BYTES {
-                    return right.to_vec();
+                    return Some(right.to_vec());
                 }
                 let mut separator = right_key[..=common].to_vec();
                 separator.extend_from_slice(&[0; REVISION_BYTES]);
                 separator
             }
-        }
+        })
     }
 }
 
@@ -92,16 +95,18 @@ mod tests {
         let keys = ["", "a", "ab", "abc", "ac", "b"];
         for (i, left) in keys.iter().enumerate() {
             for right in &keys[i + 1..] {
-                let s = Order::Bytes.separator(left.as_bytes(), right.as_bytes());
+                let s = Order::Bytes.separator(left.as_bytes(), right.as_bytes()).unwrap();
                 assert!(left.as_bytes() < &s[..] && &s[..] <= right.as_bytes());
                 let (left, right) = (suffix(left, 9), suffix(right, 1));
-                let s = Order::KeyThenRevision.separator(&left, &right);
+                let s = Order::KeyThenRevision.separator(&left, &right).unwrap();
                 assert!(Order::KeyThenRevision.compare(&left, &s).is_lt());
                 assert!(Order::KeyThenRevision.compare(&s, &right).is_le());
             }
         }
         let s = Order::KeyThenRevision.separator(&suffix("a", 1), &suffix("a", 2));
-        assert_eq!(s, suffix("a", 2));
+        assert_eq!(s, Some(suffix("a", 2)));
+        assert_eq!(Order::KeyThenRevision.separator(&suffix("a", 2), &suffix("a", 2)), None);
+        assert_eq!(Order::Bytes.separator(b"ab", b"a"), None);
     }
 
     #[test]

@@ -7,8 +7,8 @@
 //! keys of the page share. A search looks at heads first, which lie together, and at cells only where heads are
 //! equal.
 //!
-//! Promises: a page that passed [`PageView::validate`] can be read without going outside its bytes. It never
-//! touches another page: long keys and values, and children, are references.
+//! Promises: a page that passed [`PageView::validate`] (`valid.rs`) can be read and edited without going outside its bytes.
+//! It never touches another page: long keys and values, and children, are references.
 
 use std::ops::Range;
 
@@ -23,21 +23,21 @@ pub(crate) type PageBytes = [u8; PAGE];
 pub(crate) const HEADER: usize = 32;
 const ID: usize = 0;
 const GENERATION: usize = 8;
-const KIND: usize = 16;
+pub(crate) const KIND: usize = 16;
 const LEVEL: usize = 17;
 const TREE: usize = 18;
-const ORDER: usize = 19;
+pub(crate) const ORDER: usize = 19;
 const COUNT: usize = 20;
-const CELLS: usize = 22;
-const DEAD: usize = 24;
+pub(crate) const CELLS: usize = 22;
+pub(crate) const DEAD: usize = 24;
 const RUN: usize = 26;
 const PREFIX: usize = 28;
 
 /// Bytes of a slot: the cell's offset (2) and its head (4).
 pub(crate) const SLOT_BYTES: usize = 6;
 
-const KIND_LEAF: u8 = 1;
-const KIND_BRANCH: u8 = 2;
+pub(crate) const KIND_LEAF: u8 = 1;
+pub(crate) const KIND_BRANCH: u8 = 2;
 
 /// Bytes before the key in a leaf's cell: flags, key length, value length.
 pub(crate) const LEAF_CELL_HEAD: usize = 5;
@@ -51,10 +51,9 @@ const LINK_CRC: usize = 22;
 const LINK_LIVE: usize = 26;
 
 /// The key is long: its first [`KEY_PREFIX`] bytes stand in the cell, all of it in an extent.
-const FLAG_LONG_KEY: u8 = 1;
+pub(crate) const FLAG_LONG_KEY: u8 = 1;
 /// The value is long: it stands in an extent.
-const FLAG_LONG_VALUE: u8 = 2;
-const FLAGS_KNOWN: u8 = FLAG_LONG_KEY | FLAG_LONG_VALUE;
+pub(crate) const FLAG_LONG_VALUE: u8 = 2;
 
 /// Keys up to this length stand in the page, so that a page holds two cells at least.
 pub(crate) const KEY_INLINE_MAX: usize = 960;
@@ -65,7 +64,7 @@ pub(crate) const VALUE_INLINE_MAX: usize = 512;
 pub(crate) const KEY_PREFIX: usize = 128;
 
 /// The shared prefix is cut to this, so that a long key's head stands in its cell.
-const PREFIX_MAX: usize = KEY_PREFIX - 4;
+pub(crate) const PREFIX_MAX: usize = KEY_PREFIX - 4;
 
 /// Set in a page number that is none: the low bits are a place in the side table of the node in memory. Never on disk.
 const IN_MEMORY: u64 = 1 << 47;
@@ -121,13 +120,13 @@ pub(crate) fn put_u64(bytes: &mut [u8], at: usize, value: u64) {
 }
 
 /// Where slot `i` is.
-fn slot_at(i: usize) -> usize {
+pub(crate) fn slot_at(i: usize) -> usize {
     HEADER + SLOT_BYTES * i
 }
 
 /// The head of a key: the four bytes of its stem behind the shared prefix, as a number. Heads of ascending keys do
 /// not descend; equal heads decide nothing.
-fn head_of(stem: &[u8], prefix: usize) -> u32 {
+pub(crate) fn head_of(stem: &[u8], prefix: usize) -> u32 {
     let rest = &stem[prefix..];
     let mut bytes = [0; 4];
     let len = rest.len().min(4);
@@ -150,14 +149,19 @@ pub(crate) struct Sums {
 }
 
 impl Sums {
-    /// Adds what follows in key order.
+    /// Adds what follows in key order. (What damaged links say may be more than the numbers hold: it wraps.)
     pub(crate) fn then(self, next: Sums) -> Sums {
         Sums {
-            count: self.count + next.count,
-            bytes: self.bytes + next.bytes,
+            count: self.count.wrapping_add(next.count),
+            bytes: self.bytes.wrapping_add(next.bytes),
             crc: crate::crc::combine(self.crc, next.crc, next.bytes),
-            live: self.live + next.live,
+            live: self.live.wrapping_add(next.live),
         }
+    }
+
+    /// Whether a link can hold them.
+    pub(crate) fn fit(self) -> bool {
+        self.count < 1 << 48 && self.bytes < 1 << 48 && (-(1 << 47)..1 << 47).contains(&self.live)
     }
 }
 
@@ -241,11 +245,11 @@ impl<'p> PageView<'p> {
     fn gap_bytes(self) -> usize {
         get_u16(self.0, CELLS) - slot_at(self.count())
     }
-    fn cell(self, i: usize) -> usize {
+    pub(crate) fn cell(self, i: usize) -> usize {
         debug_assert!(i < self.count());
         get_u16(self.0, slot_at(i))
     }
-    fn cell_head(self) -> usize {
+    pub(crate) fn cell_head(self) -> usize {
         if self.is_leaf() { LEAF_CELL_HEAD } else { BRANCH_CELL_HEAD }
     }
 
@@ -259,17 +263,17 @@ impl<'p> PageView<'p> {
         usize::from(!self.is_leaf())
     }
 
-    fn prefix_bytes(self) -> usize {
+    pub(crate) fn prefix_bytes(self) -> usize {
         get_u16(self.0, PREFIX)
     }
 
     #[inline]
-    fn head(self, i: usize) -> u32 {
+    pub(crate) fn head(self, i: usize) -> u32 {
         get_u32(self.0, slot_at(i) + 2)
     }
 
     /// The part of a cell's key that its head is taken of, as far as it stands in the cell.
-    fn stem(self, i: usize) -> &'p [u8] {
+    pub(crate) fn stem(self, i: usize) -> &'p [u8] {
         match self.key(i) {
             (key, true) => key,
             (key, false) => self.order().stem(key),
@@ -310,15 +314,6 @@ impl<'p> PageView<'p> {
             }
         }
         low
-    }
-
-    /// Whether the heads are those of the keys.
-    pub(crate) fn heads_are_right(self) -> bool {
-        let (first, prefix) = (self.first_keyed(), self.prefix_bytes());
-        (first..self.count()).all(|i| {
-            let stem = self.stem(i);
-            stem.starts_with(&self.stem(first)[..prefix]) && self.head(i) == head_of(stem, prefix)
-        })
     }
 
     /// The bytes of the key that stand in the cell, and whether the key is long.
@@ -398,67 +393,6 @@ impl<'p> PageView<'p> {
             true if self.0[at] & FLAG_LONG_VALUE != 0 => key + LONG_BYTES,
             true => key + get_u16(self.0, at + 3),
         }
-    }
-
-    /// Whether any cell refers to something that is not on disk. The page must be valid.
-    pub(crate) fn names_memory(self) -> bool {
-        (0..self.count()).any(|i| self.cell_names_memory(i))
-    }
-
-    fn cell_names_memory(self, i: usize) -> bool {
-        let key = self.key_range(i).1 && matches!(self.long_key(i).0, Place::Memory(_));
-        let rest = match self.is_leaf() {
-            true => matches!(self.value(i), CellValue::Long(Place::Memory(_), _)),
-            false => matches!(self.child(i), Place::Memory(_)),
-        };
-        key || rest
-    }
-
-    /// Whether every offset stays inside the page. Done once, when a page is first read from disk.
-    pub(crate) fn validate(self) -> Result<(), Malformed> {
-        let bad = |field, found: usize| Err(Malformed { field, found: found as u64 });
-        if self.0.len() != PAGE {
-            return bad("length", self.0.len());
-        }
-        let (kind, level, count, cells) = (self.0[KIND], self.level(), self.count(), get_u16(self.0, CELLS));
-        if !(kind == KIND_LEAF && level == 0 || kind == KIND_BRANCH && level > 0) {
-            return bad("kind", usize::from(kind));
-        }
-        if self.0[ORDER] > 1 {
-            return bad("order", usize::from(self.0[ORDER]));
-        }
-        if count == 0 || slot_at(count) > PAGE {
-            return bad("count", count);
-        }
-        if cells > PAGE || slot_at(count) > cells {
-            return bad("cell area", cells);
-        }
-        let mut live = 0;
-        for i in 0..count {
-            let at = self.cell(i);
-            if at < cells || at + self.cell_head() > PAGE {
-                return bad("slot", at);
-            }
-            let flags = self.0[at];
-            if flags & !FLAGS_KNOWN != 0 || (kind == KIND_BRANCH && flags & FLAG_LONG_VALUE != 0) {
-                return bad("cell flags", usize::from(flags));
-            }
-            let key_end = at + self.cell_head() + get_u16(self.0, at + 1);
-            if key_end > PAGE || at + self.cell_bytes(i) > PAGE {
-                return bad("cell length", get_u16(self.0, at + 1));
-            }
-            if i >= self.first_keyed() && self.stem(i).len() < self.prefix_bytes() {
-                return bad("shared prefix", self.prefix_bytes());
-            }
-            live += self.cell_bytes(i);
-        }
-        for (_, part, long) in self.longs() {
-            long.fault(part).map_or(Ok(()), Err)?;
-        }
-        if live + get_u16(self.0, DEAD) != PAGE - cells {
-            return bad("dead bytes", get_u16(self.0, DEAD));
-        }
-        Ok(())
     }
 }
 

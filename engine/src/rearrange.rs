@@ -14,7 +14,7 @@ use crate::edit::Edit;
 use crate::node::{Child, Node};
 use crate::page::{KEY_INLINE_MAX, PAGE, Place, SLOT_BYTES, branch_cell_bytes};
 use crate::repack::{FULL, Work, unwanted};
-use crate::search::TreeRoot;
+use crate::search::{KEY_ORDER, TreeRoot};
 use crate::source::NodeRef;
 
 /// How the cells of neighbours will be laid out.
@@ -155,8 +155,9 @@ impl Edit<'_> {
         let mut before: Option<(NodeRef<'_>, usize)> = None;
         for at in 0..count {
             let node = tree.child(&parent, i + at)?;
-            if at > 0 {
+            if let Some((before, _)) = &before {
                 room += branch.page().cell_bytes(i + at) + SLOT_BYTES;
+                tree.must_part(before, &node, &tree.key(&parent, i + at)?)?;
             }
             for cell in 0..node.page().count() {
                 let key = match (is_leaf, cell, at) {
@@ -174,8 +175,9 @@ impl Edit<'_> {
                 {
                     let separator = match is_leaf {
                         true => tree.order().separator(&tree.key(before, *last)?, &tree.key(&node, cell)?),
-                        false => key.clone(),
+                        false => Some(key.clone()),
                     };
+                    let separator = separator.ok_or_else(|| tree.malformed(&node, KEY_ORDER, cell))?;
                     let needed = branch_cell_bytes(separator.len());
                     if needed > room {
                         return Ok(None);

@@ -12,6 +12,9 @@ use crate::page::{CellValue, Link, Place};
 use crate::source::{NodeRef, Source};
 use crate::{StoreError, TreeId, Value};
 
+/// What is wrong where keys do not ascend.
+pub(crate) const KEY_ORDER: &str = "key order";
+
 /// The root of one tree.
 #[derive(Debug, Clone, Default)]
 pub(crate) enum TreeRoot {
@@ -35,7 +38,7 @@ impl<'a> Tree<'a> {
 
     /// Tells of damage, whatever the reader makes of the error.
     #[inline]
-    fn noted<T>(&self, read: Result<T, StoreError>) -> Result<T, StoreError> {
+    pub(crate) fn noted<T>(&self, read: Result<T, StoreError>) -> Result<T, StoreError> {
         read.inspect_err(|error| self.source.damages().note(self.id, error))
     }
 
@@ -72,8 +75,47 @@ impl<'a> Tree<'a> {
     pub(crate) fn key(&self, node: &NodeRef<'a>, i: usize) -> Result<Value<'a>, StoreError> {
         match node.page().key_range(i) {
             (range, false) => Ok(node.slice(range)),
-            (_, true) => self.long(node, node.page().long_key(i).0),
+            (range, true) => {
+                let key = self.long(node, node.page().long_key(i).0)?;
+                let begins = key.starts_with(&node.page().0[range]);
+                if begins { Ok(key) } else { Err(self.malformed(node, "beginning of a long key", i)) }
+            }
         }
+    }
+
+    /// Cells of a page, or of two, are not what they must be beside each other; `found`: which cell. Tells of it.
+    #[cold]
+    pub(crate) fn malformed(&self, node: &NodeRef<'_>, field: &'static str, found: usize) -> StoreError {
+        let error = self.source.corrupt(node.page().id(), field, 0, found as u64);
+        self.source.damages().note(self.id, &error);
+        error
+    }
+
+    /// The key of a cell is less than a key. Errors: Corrupt if it is not; Io.
+    pub(crate) fn must_precede(&self, node: &NodeRef<'a>, i: usize, key: &[u8]) -> Result<(), StoreError> {
+        let less = self.compare(node, i, key)?.is_lt();
+        if less { Ok(()) } else { Err(self.malformed(node, KEY_ORDER, i)) }
+    }
+
+    /// The key of a cell is greater than a key, or of a leaf equal. Errors: Corrupt if it is not; Io.
+    pub(crate) fn must_follow(&self, node: &NodeRef<'a>, i: usize, key: &[u8]) -> Result<(), StoreError> {
+        let order = self.compare(node, i, key)?;
+        let follows = order.is_gt() || order.is_eq() && node.page().is_leaf();
+        if follows { Ok(()) } else { Err(self.malformed(node, KEY_ORDER, i)) }
+    }
+
+    /// The key stands between the cells of two neighbours. Errors: Corrupt if not; Io.
+    pub(crate) fn must_part(
+        &self,
+        left: &NodeRef<'a>,
+        right: &NodeRef<'a>,
+        key: &[u8],
+    ) -> Result<(), StoreError> {
+        let (last, first) = (left.page().count() - 1, right.page().first_keyed());
+        if last >= left.page().first_keyed() {
+            self.must_precede(left, last, key)?;
+        }
+        if first < right.page().count() { self.must_follow(right, first, key) } else { Ok(()) }
     }
 
     /// The value of a leaf's cell.

@@ -87,7 +87,9 @@ pub(crate) struct Shrink {
 /// Pages for the content of the trees that a checkpoint wrote, if they are well filled.
 pub(crate) fn ideal_pages(trees: &[TreeRoot]) -> u64 {
     trees.iter().map(written_sums).fold(0, |pages, sums| {
-        let bytes = sums.bytes + sums.count * (SLOT_BYTES + LEAF_CELL_HEAD) as u64;
+        // What a damaged root says may be anything.
+        let bytes =
+            sums.bytes.saturating_add(sums.count.saturating_mul((SLOT_BYTES + LEAF_CELL_HEAD) as u64));
         let leaves = bytes.div_ceil(FULL as u64);
         pages + leaves + leaves / 40
     })

@@ -16,8 +16,8 @@ use crate::extent::Long;
 use crate::map::Map;
 use crate::memory::Memory;
 use crate::node::Node;
-use crate::page::{Link, PAGE, PageView};
-use crate::{Options, StoreError, Value};
+use crate::page::{Link, ORDER, PAGE, PageView};
+use crate::{Options, StoreError, TreeId, Value};
 
 /// The file grows by a sixteenth, but at least by 256 KiB and at most by 64 MiB.
 const GROW_PAGES_MIN: u64 = 64;
@@ -351,6 +351,10 @@ impl Source {
             return Err(self.corrupt(link.page, "checksum", u64::from(link.check), u64::from(found)));
         }
         let page = PageView(bytes);
+        let is_index = page.tree() == TreeId::Index as u8;
+        if page.0[ORDER] != u8::from(is_index) {
+            return Err(self.corrupt(link.page, "order", u64::from(is_index), u64::from(page.0[ORDER])));
+        }
         page.validate().map_err(|bad| self.corrupt(link.page, bad.field, 0, bad.found))?;
         if page.names_memory() {
             return Err(self.corrupt(link.page, "place of a cell", 0, 1));

@@ -467,7 +467,7 @@ pub(crate) fn decode_bitmap(bytes: &[u8], region: usize, newest: u64) -> Option<
     for (i, word) in used.iter_mut().enumerate() {
         *word = get_u64(bytes, BITS + 8 * i);
     }
-    Some(Bitmap(used))
+    (used[0] & SET_ASIDE == SET_ASIDE).then_some(Bitmap(used))
 }
 
 /// The fields that `docs/format.md` lists, with their offsets.

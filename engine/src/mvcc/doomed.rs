@@ -126,6 +126,10 @@ impl CompactionJob {
         };
         let Scan { index, mut history, .. } = scan;
         history.sort_unstable();
+        if let Some(pair) = history.windows(2).find(|pair| pair[0] == pair[1]) {
+            let key = RevisionKey::new(pair[0].0, pair[0].1);
+            return Err(inconsistent(TreeId::Index, "two entries for a revision", &key));
+        }
         let mut keys = SortedKeys::default();
         history.iter().for_each(|(revision, tombstone)| keys.push(&RevisionKey::new(*revision, *tombstone)));
         let (tree, root) = self.state.tree(TreeId::Key);

@@ -4,6 +4,7 @@
 //! whether its key has two versions or a million; a transaction that changes nothing leaves the revision alone.
 
 use super::codec::{self, Chunks, Live, Pair, RevisionKey};
+use super::read::inconsistent;
 use super::{CURRENT_REVISION, Change, KeyRange, Revision};
 use crate::{Store, StoreError, TreeId, View};
 
@@ -61,14 +62,19 @@ impl Txn<'_> {
         let revision = self.next_revision();
         let newest = self.view().newest_at(key, self.main, &mut room.key)?;
         let old = newest.and_then(|(_, live)| live);
-        let (create_revision, version) =
-            old.map_or((self.main, 1), |live| (live.create_revision, live.version + 1));
+        let (create_revision, version) = match old {
+            None => (self.main, 1),
+            Some(live) => {
+                let version = live.version.checked_add(1);
+                let version = version.ok_or_else(|| inconsistent(TreeId::Index, "no next version", key))?;
+                (live.create_revision, version)
+            }
+        };
         let live = Live { create_revision, version, lease };
         let (kv, kept_key) = Pair { key, value, modified: self.main, live }.encode(&mut room.chunks);
         live.encode(old.is_some(), &mut room.value);
-        self.write(room, Change { revision, deleted: false, key: kept_key, kv })?;
-        let old_lease = old.map_or(0, |live| live.lease);
-        self.move_lease(room, key, old_lease, lease)
+        let leases = (old.map_or(0, |live| live.lease), lease);
+        self.write(room, Change { revision, deleted: false, key: kept_key, kv }, leases)
     }
 
     /// Deletes the live keys of the interval in key order; how many.
@@ -91,8 +97,7 @@ impl Txn<'_> {
             let (kv, kept_key) = codec::encode_tombstone(&mut room.chunks, key);
             room.value.clear();
             room.value.extend_from_slice(&codec::TOMBSTONE_VALUE);
-            self.write(room, Change { revision, deleted: true, key: kept_key, kv })?;
-            self.move_lease(room, key, *lease, 0)?;
+            self.write(room, Change { revision, deleted: true, key: kept_key, kv }, (*lease, 0))?;
         }
         Ok(doomed.len() as i64)
     }
@@ -106,17 +111,33 @@ impl Txn<'_> {
         Revision { main: self.main, sub: self.changes.len() as i64 }
     }
 
-    /// Writes a change into `Key`, and into `Index` with the value that stands in `room`.
-    fn write(&mut self, room: &mut Writer, change: Change) -> Result<(), StoreError> {
+    /// Writes a change into `Key`, into `Index` with the value that stands in `room`, and moves the key from one lease
+    /// to another. An error after which a part is written stops the store: that must not be published.
+    fn write(&mut self, room: &mut Writer, change: Change, leases: (i64, i64)) -> Result<(), StoreError> {
+        let (first, key) = (self.changes.is_empty(), RevisionKey::new(change.revision, change.deleted));
+        let written = self.store.insert(TreeId::Key, &key, &change.kv);
+        if first && written.is_err() {
+            return written;
+        }
+        let written = written.and_then(|()| self.write_rest(room, &change, leases));
+        written.inspect_err(|error| self.store.state().source.stop(error))?;
+        self.changes.push(change);
+        Ok(())
+    }
+
+    fn write_rest(
+        &mut self,
+        room: &mut Writer,
+        change: &Change,
+        leases: (i64, i64),
+    ) -> Result<(), StoreError> {
         if self.changes.is_empty() {
             // From the first change on the transaction reads at its own revision.
             self.store.set_counter(CURRENT_REVISION, self.main as u64);
         }
-        self.store.insert(TreeId::Key, &RevisionKey::new(change.revision, change.deleted), &change.kv)?;
         codec::index_key(&mut room.key, &change.key, change.revision);
         self.store.insert(TreeId::Index, &room.key, &room.value)?;
-        self.changes.push(change);
-        Ok(())
+        self.move_lease(room, &change.key, leases.0, leases.1)
     }
 
     fn move_lease(&mut self, room: &mut Writer, key: &[u8], from: i64, to: i64) -> Result<(), StoreError> {
@@ -125,8 +146,9 @@ impl Txn<'_> {
         }
         if from != 0 {
             codec::lease_key(&mut room.key, from, key);
-            let attached = self.store.remove(TreeId::LeaseKey, &room.key)?;
-            debug_assert!(attached, "a live key is attached to the lease that its entry names");
+            if !self.store.remove(TreeId::LeaseKey, &room.key)? {
+                return Err(inconsistent(TreeId::LeaseKey, "nothing for a key with a lease", &room.key));
+            }
         }
         if to != 0 {
             codec::lease_key(&mut room.key, to, key);

@@ -1,6 +1,6 @@
 //! Stores that were changed in every way, with the checksums put right behind the change, so that what lies behind
 //! them is reached: whatever stands in the file, opening, reading, checking and exporting it ends in a result or an
-//! error. No panic, no endless loop, no memory at will. (Writing to such a store is not promised to be safe.)
+//! error. No panic, no endless loop, no memory at will. (`fuzz_write.rs` writes to them.)
 //!
 //! The long form is the same with more time:
 //!
@@ -23,8 +23,8 @@ use crate::meta::Meta;
 use crate::page::{Link, PAGE, PageView, Place};
 use crate::{KeyRange, Scrub, Store, StoreError, TreeId};
 
-const MEMORY_BYTES: u64 = 1 << 30;
-const SECONDS: u64 = 4;
+pub(super) const MEMORY_BYTES: u64 = 1 << 30;
+pub(super) const SECONDS: u64 = 4;
 /// More entries than any of the stores has: where a walk of a changed one stops.
 const ENTRIES_MAX: usize = 20_000;
 
@@ -57,8 +57,8 @@ struct LongPart {
 }
 
 /// A store's file that is whole, and what is known of its pages.
-struct Sound {
-    bytes: Vec<u8>,
+pub(super) struct Sound {
+    pub(super) bytes: Vec<u8>,
     meta_slot: usize,
     pages: Vec<TreePage>,
     longs: Vec<LongPart>,
@@ -69,7 +69,7 @@ fn put(bytes: &mut [u8], at: usize, number: &[u8]) {
 }
 
 impl Sound {
-    fn new(seed: u64) -> Sound {
+    pub(super) fn new(seed: u64) -> Sound {
         let disk = SimDisk::new();
         let mut store = Store::open(sim_options(&disk)).unwrap();
         let mut rng = rng::Rng(seed);
@@ -125,7 +125,7 @@ impl Sound {
     }
 
     /// Every checksum that leads to a page or an extent, from the leaves up to the meta page; the bitmaps' too.
-    fn put_right(&self, bytes: &mut [u8]) {
+    pub(super) fn put_right(&self, bytes: &mut [u8]) {
         for long in &self.longs {
             let check = crc32c::crc32c(&bytes[long.at..][..long.bytes]).to_le_bytes();
             put(bytes, long.reference_at + STORED_CRC_AT, &check);
@@ -147,7 +147,7 @@ impl Sound {
     }
 
     /// A change of one page, of those that count.
-    fn change(&self, bytes: &mut [u8], rng: &mut Rng) {
+    pub(super) fn change(&self, bytes: &mut [u8], rng: &mut Rng) {
         match rng.below(10) {
             0 => self.change_meta(bytes, rng),
             1 => {
@@ -239,7 +239,7 @@ fn history(rng: &mut rng::Rng, store: &mut Store, round: usize) {
 }
 
 /// Only errors that bytes on disk may cause.
-fn may_be(error: &StoreError) {
+pub(super) fn may_be(error: &StoreError) {
     assert!(
         matches!(
             error,
@@ -253,7 +253,7 @@ fn may_be(error: &StoreError) {
     );
 }
 
-fn allow<T>(result: Result<T, StoreError>) -> Option<T> {
+pub(super) fn allow<T>(result: Result<T, StoreError>) -> Option<T> {
     result.map_err(|error| may_be(&error)).ok()
 }
 
@@ -346,7 +346,7 @@ fn export(store: &Store) -> Result<(), BoltError> {
     Ok(())
 }
 
-fn on_disk(bytes: &[u8]) -> SimDisk {
+pub(super) fn on_disk(bytes: &[u8]) -> SimDisk {
     let disk = SimDisk::new();
     disk.create_dir_all(Path::new("d")).unwrap();
     disk.open(Path::new("d/db"), Open::CreateNew).unwrap().write_all_at(bytes, 0).unwrap();

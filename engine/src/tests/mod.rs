@@ -7,6 +7,7 @@ mod durable;
 mod format;
 mod full;
 mod fuzz;
+mod fuzz_write;
 mod longs;
 mod memory;
 mod model;

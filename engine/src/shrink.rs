@@ -74,6 +74,8 @@ pub(crate) struct Shrink {
     phase: Phase,
     /// Somebody asked for it: the smallest gain counts.
     eager: bool,
+    /// Somebody asked while a pass was under way, which may have passed by what it should look at: another follows.
+    again: bool,
     pass: Option<Pass>,
     work: VecDeque<Work>,
     /// As of the newest checkpoint.
@@ -159,6 +161,10 @@ impl Shrink {
     }
 
     fn rest(&mut self) {
+        if std::mem::take(&mut self.again) {
+            (self.phase, self.pass) = (Phase::Settle(SETTLE), None);
+            return self.work.clear();
+        }
         self.in_vain = self.is_long(false).then(|| self.excess());
         (self.phase, self.eager, self.pass) = (Phase::Rest, false, None);
         self.work.clear();
@@ -197,8 +203,9 @@ impl Store {
     pub fn shrink_now(&mut self) {
         let shrink = &mut self.shrink;
         (shrink.eager, shrink.in_vain) = (true, None);
-        if shrink.phase == Phase::Rest {
-            shrink.phase = Phase::Settle(SETTLE);
+        match shrink.phase {
+            Phase::Rest => shrink.phase = Phase::Settle(SETTLE),
+            _ => shrink.again = true,
         }
     }
 
@@ -253,6 +260,7 @@ impl Store {
 
     fn give_up_shrinking(&mut self, error: &StoreError) {
         log::warn!("the store's file cannot be made shorter: {error}");
+        self.shrink.again = false;
         self.shrink.rest();
     }
 

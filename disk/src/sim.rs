@@ -63,6 +63,8 @@ struct Inner {
     start: State,
     ops: Vec<Op>,
     fail_after: Option<usize>,
+    /// What syncs of bytes fail with.
+    fail_syncs: Option<io::ErrorKind>,
     /// Bytes that named files may take.
     limit: Option<u64>,
 }
@@ -108,9 +110,15 @@ impl SimDisk {
         self.inner().fail_after = Some(ops);
     }
 
+    /// Every sync of a file's bytes fails with this, and makes nothing durable.
+    pub fn fail_syncs(&self, kind: io::ErrorKind) {
+        self.inner().fail_syncs = Some(kind);
+    }
+
     /// Operations succeed again.
     pub fn heal(&self) {
-        self.inner().fail_after = None;
+        let mut inner = self.inner();
+        (inner.fail_after, inner.fail_syncs) = (None, None);
     }
 
     /// What would take new space beyond this many bytes fails with `StorageFull` and changes nothing, as long as
@@ -385,6 +393,9 @@ impl File for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        if let Some(kind) = self.disk.inner().fail_syncs {
+            return Err(kind.into());
+        }
         self.disk.record(Op::Sync(self.id))
     }
 

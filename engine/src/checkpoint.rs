@@ -5,8 +5,11 @@
 //! written over.
 //!
 //! Where there is no room for what is new, the checkpoint is abandoned: it has written to free pages only and
-//! nobody knows of it yet, so map and marks are put back and the writer has lost nothing. That ends with the first
-//! sync: of pages that a sync failed for nobody knows whether they are on disk.
+//! nobody knows of it yet, so map and marks are put back and the writer has lost nothing. That does not hold for a
+//! sync that fails: of the pages it was for nobody knows whether they are on disk.
+//!
+//! What is new is synced in small parts on the way: one sync of everything at the end would hand the disk all at once, and
+//! the log's syncs, which callers wait for, would stand behind it.
 //!
 //! Then what lies behind the last page that anybody may need is cut off the file. A page there is used neither by
 //! this checkpoint nor by the one before it, nor can a root refer to it: it would be held (`space.rs`), and only the
@@ -30,7 +33,9 @@ use crate::sums;
 use crate::{StoreError, TREES};
 
 /// Writes are gathered up to this many bytes.
-const WRITE_BYTES: usize = 1 << 20;
+pub(crate) const WRITE_BYTES: usize = 1 << 20;
+/// Written bytes are synced when they are so many: some milliseconds of a disk.
+pub(crate) const SYNC_BYTES: usize = if cfg!(test) { 16 * PAGE } else { 4 << 20 };
 
 /// A durable checkpoint, and where it stands.
 #[derive(Debug, Clone)]
@@ -98,7 +103,8 @@ impl CheckpointJob {
         self.retired.clear();
         self.space.begin();
         let durable = match self.write_new() {
-            Err(error) if error.is_no_space() => {
+            // Not if it was a sync's: that has stopped the store.
+            Err(error) if error.is_no_space() && self.state.source.check_running().is_ok() => {
                 self.abandon();
                 Err(error)
             }
@@ -123,6 +129,7 @@ impl CheckpointJob {
             checkpoint: self.checkpoint,
             run: Vec::with_capacity(WRITE_BYTES + PAGE),
             run_page: 0,
+            unsynced: 0,
             packer: Packer::new(self.compress),
         };
         let mut roots = [None; TREES];
@@ -196,6 +203,8 @@ struct Output<'o> {
     /// Bytes not written yet, for the pages from `run_page` on.
     run: Vec<u8>,
     run_page: u64,
+    /// Bytes written since the last sync.
+    unsynced: usize,
     packer: Packer,
 }
 
@@ -264,7 +273,12 @@ impl Output<'_> {
         if !self.run.is_empty() {
             self.source.write(&self.run, self.run_page)?;
             self.source.note_written(self.run_page, (self.run.len() / PAGE) as u64);
+            self.unsynced += self.run.len();
             self.run.clear();
+        }
+        if self.unsynced >= SYNC_BYTES {
+            self.unsynced = 0;
+            self.source.sync().inspect_err(|error| self.source.stop(error))?;
         }
         Ok(())
     }

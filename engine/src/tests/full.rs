@@ -7,7 +7,7 @@ use super::crash::{Point, verify};
 use super::durable::checkpoint;
 use super::model::*;
 use super::rng::Rng;
-use crate::{CheckpointDone, CheckpointJob, Options, Root, Store, StoreError};
+use crate::{CheckpointDone, CheckpointJob, Options, Root, Store, StoreError, TreeId};
 
 /// Lets the disk take so many more bytes, at random: often none, sometimes enough.
 fn limit(rng: &mut Rng, disk: &SimDisk) {
@@ -194,4 +194,50 @@ fn other_errors_still_stop_the_store() {
     disk.set_limit(None);
     assert!(matches!(store.insert(crate::TreeId::Meta, b"k", b"w"), Err(StoreError::Stopped { .. })));
     assert!(store.begin_checkpoint().is_none());
+}
+
+/// Entries for some megabytes.
+fn fill(store: &mut Store, value: &[u8]) {
+    for n in 0..8000u32 {
+        store.insert(TreeId::Key, &n.to_be_bytes(), value).unwrap();
+    }
+    store.publish();
+}
+
+#[test]
+fn a_sync_that_finds_no_room_on_the_way_stops_the_store() {
+    let disk = SimDisk::new();
+    let mut store = Store::open(plain(&disk)).unwrap();
+    fill(&mut store, &[1; 400]);
+    checkpoint(&mut store);
+    fill(&mut store, &[2; 400]);
+    let job = store.begin_checkpoint().unwrap();
+    let before = disk.op_count();
+    disk.fail_syncs(std::io::ErrorKind::StorageFull);
+    let error = job.run().unwrap_err();
+    assert!(error.is_no_space(), "it is the sync's: {error}");
+    let written = |op| !disk.is_sync(op);
+    assert!((before..disk.op_count()).all(written), "nothing follows on the sync that failed");
+    disk.heal();
+    assert!(store.begin_checkpoint().is_none(), "what the sync was for may be lost");
+    let error = store.insert(TreeId::Key, b"k", b"v").unwrap_err();
+    assert!(matches!(error, StoreError::Stopped { .. }), "{error}");
+    drop(store);
+    let store = Store::open(plain(&disk)).unwrap();
+    assert_eq!(&store.view().get(TreeId::Key, &[0; 4]).unwrap().unwrap()[..], [1; 400]);
+    store.check().unwrap();
+}
+
+#[test]
+fn a_large_checkpoint_is_synced_in_parts() {
+    let disk = SimDisk::new();
+    let mut store = Store::open(plain(&disk)).unwrap();
+    fill(&mut store, &[1; 400]);
+    let (before, bytes) = (disk.op_count(), disk.bytes_written());
+    checkpoint(&mut store);
+    let syncs = (before..disk.op_count()).filter(|op| disk.is_sync(*op)).count() as u64;
+    let bytes = disk.bytes_written() - bytes;
+    // A part may be as long as a write and what was left before it; the meta page has a sync of its own.
+    let longest = (crate::checkpoint::SYNC_BYTES + crate::checkpoint::WRITE_BYTES) as u64;
+    assert!(syncs > bytes / longest, "{syncs} syncs of {bytes} bytes");
 }

@@ -1,4 +1,4 @@
-//! Puts a second with a compaction every few seconds, and without, in turn.
+//! Puts a second with a compaction every few seconds, and without before and after that.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::{CROWD, Contestant, Running};
 
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct Args {
-    /// Rounds; each measures both ways once.
+    /// Rounds; each measures without, with and without compactions.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Measured seconds of each way.
+    /// Measured seconds of each.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
     /// Seconds from one compaction to the next.
@@ -32,23 +32,17 @@ pub(crate) async fn run(args: &Args, contestants: &[Contestant], folder: &Path) 
         let data = Data::small(args.keys);
         load::fill(running.server(), data).await?;
         let mut ratios = Vec::new();
-        for round in 0..args.rounds {
-            // What the last round left is removed before anything is measured.
-            compact(&running, true).await?;
-            let mut rates = [0.0; 2];
-            for turn in 0..2 {
-                let compacting = (turn + round) % 2 == 1;
-                rates[usize::from(compacting)] = measure(args, &running, data, compacting).await?;
-            }
+        for _ in 0..args.rounds {
+            // A store that gets older gets slower: what is compared with stands before and after.
+            let before = measure(args, &running, data, false).await?;
+            let compacting = measure(args, &running, data, true).await?;
+            let after = measure(args, &running, data, false).await?;
+            let ratio = compacting / ((before + after) / 2.0);
             println!(
-                "{}: {:.0} puts/s without, {:.0} with a compaction every {} s: {:.3}",
-                contestant.name,
-                rates[0],
-                rates[1],
-                args.every,
-                rates[1] / rates[0]
+                "{}: {before:.0} puts/s, {compacting:.0} with a compaction every {} s, {after:.0}: {ratio:.3}",
+                contestant.name, args.every
             );
-            ratios.push(rates[1] / rates[0]);
+            ratios.push(ratio);
         }
         ratios.sort_by(f64::total_cmp);
         println!("{}: median of the ratios {:.3}", contestant.name, ratios[ratios.len() / 2]);
@@ -58,6 +52,9 @@ pub(crate) async fn run(args: &Args, contestants: &[Contestant], folder: &Path) 
 }
 
 async fn measure(args: &Args, running: &Running, data: Data, compacting: bool) -> Result<f64> {
+    // What was written before is removed before anything is measured, and the warm-up is as long as the time from one
+    // compaction to the next: so each that is measured has as much to do as it always would.
+    compact(running, true).await?;
     let (warm, time) = (Duration::from_secs(args.every), Duration::from_secs(args.seconds));
     let load = load::run(running.server(), Work::Put, CROWD, data, warm, time);
     if !compacting {

@@ -229,6 +229,7 @@ impl Output<'_> {
             // What is below it was read from links that say so.
             return Err(self.source.corrupt(node.page().id(), "sums below the page", 1 << 48, sums.count));
         }
+        page.clear_gap();
         let id = self.allocate(1)?;
         page.stamp(id, self.checkpoint);
         let link = Link { page: id, check: crc32c::crc32c(&bytes), sums };

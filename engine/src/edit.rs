@@ -12,6 +12,7 @@ use crate::node::{Child, Node, Released};
 use crate::page::{CellValue, HEADER, Link, PAGE, Place, SLOT_BYTES, branch_cell_bytes, leaf_cell_bytes};
 use crate::page::{KEY_INLINE_MAX, VALUE_INLINE_MAX};
 use crate::search::{KEY_ORDER, Tree, TreeRoot};
+use crate::sheet::Spare;
 use crate::source::{NodeRef, Source};
 use crate::{StoreError, TreeId};
 
@@ -28,6 +29,8 @@ pub(crate) struct Garbage {
     /// Pages on disk: first page and how many.
     pub(crate) extents: Vec<(u64, u32)>,
     pub(crate) nodes: Vec<Arc<Node>>,
+    /// Bytes of nodes, to be used again. (That of the batch being built is in use.)
+    pub(crate) spare: Spare,
 }
 
 impl Garbage {
@@ -35,7 +38,14 @@ impl Garbage {
     pub(crate) fn publish(&mut self, batch: &mut Garbage, frozen: Option<u64>) {
         let is_frozen = |made_in: u64| frozen.is_some_and(|frozen| made_in <= frozen);
         self.extents.append(&mut batch.extents);
-        self.nodes.extend(batch.nodes.drain(..).filter(|node| is_frozen(node.batch)));
+        // Parents first, as they were replaced: what a parent held is held by nobody when its turn comes.
+        for node in batch.nodes.drain(..) {
+            if is_frozen(node.batch) {
+                self.nodes.push(node);
+            } else {
+                node.recycle(&mut batch.spare);
+            }
+        }
     }
 
     /// The running checkpoint is durable: what it wrote has pages now. The extents go to the orphans.
@@ -87,7 +97,8 @@ impl<'s> Edit<'s> {
     /// A page from disk, for changing.
     pub(crate) fn take_page(&mut self, link: &Link, level: Option<u8>) -> Result<Arc<Node>, StoreError> {
         let page = self.tree().noted(self.source.page(link, self.id as u8, level))?;
-        let node = Node::from_disk(page.page().0, self.batch, self.source.memory());
+        let (memory, spare) = (self.source.memory(), &mut self.garbage.spare);
+        let node = Node::from_disk(page.page(), self.batch, memory, spare);
         self.garbage.extents.push((link.page, 1));
         *self.dirty_bytes += PAGE;
         Ok(Arc::new(node))
@@ -111,7 +122,12 @@ impl<'s> Edit<'s> {
 
     fn new_node(&mut self, level: u8) -> Node {
         *self.dirty_bytes += PAGE;
-        Node::new(self.id, level, self.batch, self.source.memory())
+        self.bare_node(level)
+    }
+
+    /// An empty node that is not counted as dirty.
+    pub(crate) fn bare_node(&mut self, level: u8) -> Node {
+        Node::new(self.id, level, self.batch, self.source.memory(), &mut self.garbage.spare)
     }
 
     pub(crate) fn count_long(&mut self, part: &[u8], inline_max: usize) {
@@ -190,7 +206,7 @@ impl<'s> Edit<'s> {
         let split = match free < leaf_cell_bytes(key.len(), value.len()) {
             false => None,
             true if found => {
-                let mut without = node.copy(self.batch);
+                let mut without = node.copy(self.batch, &mut self.garbage.spare);
                 without.remove_entry(i);
                 Some(self.leaf_split(&without, i, key, value, edge)?)
             }
@@ -427,7 +443,7 @@ impl<'s> Edit<'s> {
 /// The node for changing: itself if this batch made it, else a copy in its place.
 pub(crate) fn own<'n>(node: &'n mut Arc<Node>, batch: u64, garbage: &mut Garbage) -> &'n mut Node {
     if node.batch != batch {
-        let copy = Arc::new(node.copy(batch));
+        let copy = Arc::new(node.copy(batch, &mut garbage.spare));
         garbage.nodes.push(std::mem::replace(node, copy));
     }
     Arc::get_mut(node).expect("no root holds a node of the batch that is being built")

@@ -18,6 +18,7 @@ use crate::page::{
     CellValue, KEY_INLINE_MAX, Link, PAGE, PageBytes, PageMut, PageView, Place, Sums, VALUE_INLINE_MAX,
     branch_cell_bytes,
 };
+use crate::sheet::{Sheet, Spare};
 
 /// A long key or value in memory.
 #[derive(Debug)]
@@ -54,7 +55,7 @@ pub(crate) enum Child {
     Memory(Arc<Node>),
 }
 
-const CHUNK: usize = 16;
+const CHUNK: usize = 8;
 type Chunk = [Option<Arc<Node>>; CHUNK];
 
 /// The children of a branch that are in memory. In chunks, so that copying a branch touches few reference counts.
@@ -107,7 +108,7 @@ impl Children {
 /// A page in memory.
 #[derive(Debug)]
 pub(crate) struct Node {
-    page: Box<PageBytes>,
+    sheet: Sheet,
     children: Children,
     blobs: Vec<Option<Arc<Blob>>>,
     /// The batch that made it: the writer may change it in place until that batch is published.
@@ -120,7 +121,7 @@ pub(crate) struct Node {
 }
 
 /// What a node takes in memory: its page, itself, and something for side tables, of which most nodes have none.
-const NODE_BYTES: usize = PAGE + size_of::<Node>() + 64;
+pub(crate) const NODE_BYTES: usize = PAGE + size_of::<Node>() + 64;
 
 /// What a removed cell referred to, for the caller to let go.
 #[derive(Debug, Default)]
@@ -142,55 +143,60 @@ impl Released {
 
 impl Node {
     /// An empty node. A tree never keeps one.
-    pub(crate) fn new(tree: TreeId, level: u8, batch: u64, memory: &Memory) -> Node {
-        let mut page = Box::new([0; PAGE]);
-        PageMut(&mut page).init(tree as u8, level, Order::of(tree));
-        Node::with_page(page, batch, memory)
+    pub(crate) fn new(tree: TreeId, level: u8, batch: u64, memory: &Memory, spare: &mut Spare) -> Node {
+        let (mut sheet, taken) = spare.sheet(level, memory);
+        sheet.edit().init(tree as u8, level, Order::of(tree));
+        Node::with(sheet, taken, batch)
     }
 
     /// A page from disk, to be changed.
-    pub(crate) fn from_disk(bytes: &[u8], batch: u64, memory: &Memory) -> Node {
-        let mut page = Box::new([0; PAGE]);
-        page.copy_from_slice(bytes);
-        Node::with_page(page, batch, memory)
+    pub(crate) fn from_disk(page: PageView<'_>, batch: u64, memory: &Memory, spare: &mut Spare) -> Node {
+        let (mut sheet, taken) = spare.sheet(page.level(), memory);
+        sheet.edit().copy_of(page);
+        Node::with(sheet, taken, batch)
     }
 
-    fn with_page(page: Box<PageBytes>, batch: u64, memory: &Memory) -> Node {
+    fn with(sheet: Sheet, taken: Taken, batch: u64) -> Node {
         Node {
-            page,
+            sheet,
             children: Children::default(),
             blobs: Vec::new(),
             batch,
             written: Mark::default(),
             sums: OnceLock::new(),
-            taken: memory.take(NODE_BYTES),
+            taken,
         }
     }
 
     /// The same content as a node of another batch.
-    pub(crate) fn copy(&self, batch: u64) -> Node {
+    pub(crate) fn copy(&self, batch: u64, spare: &mut Spare) -> Node {
+        let (sheet, taken) = spare.copy(&self.sheet, self.taken.memory());
         Node {
-            page: self.page.clone(),
             children: self.children.clone(),
             blobs: self.blobs.clone(),
-            batch,
-            written: Mark::default(),
             sums: self.sums.clone(),
-            taken: self.taken.memory().take(NODE_BYTES),
+            ..Node::with(sheet, taken, batch)
+        }
+    }
+
+    /// Lets go of a node; if nobody else holds it, its bytes become spare.
+    pub(crate) fn recycle(self: Arc<Node>, spare: &mut Spare) {
+        if let Some(node) = Arc::into_inner(self) {
+            spare.put(node.sheet, node.taken);
         }
     }
 
     pub(crate) fn page(&self) -> PageView<'_> {
-        PageView(&self.page[..])
+        PageView(&self.sheet.bytes()[..])
     }
 
     pub(crate) fn bytes(&self) -> &PageBytes {
-        &self.page
+        self.sheet.bytes()
     }
 
     pub(crate) fn edit(&mut self) -> PageMut<'_> {
         self.sums.take();
-        PageMut(&mut self.page)
+        self.sheet.edit()
     }
 
     pub(crate) fn blob(&self, place: usize) -> &Arc<Blob> {
@@ -375,9 +381,10 @@ impl Node {
     }
 
     /// Frees a node without its children, which are added to those still to be freed.
-    pub(crate) fn free(self: Arc<Node>, rest: &mut Vec<Arc<Node>>) {
+    pub(crate) fn free(self: Arc<Node>, rest: &mut Vec<Arc<Node>>, spare: &mut Spare) {
         if let Ok(node) = Arc::try_unwrap(self) {
             node.children.dissolve(rest);
+            spare.put(node.sheet, node.taken);
         }
     }
 

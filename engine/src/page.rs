@@ -13,6 +13,7 @@
 use std::ops::Range;
 
 use crate::extent::{LEN, LONG_BYTES, Long, Part};
+use crate::heads::head_of;
 use crate::order::{Order, common};
 
 /// Bytes of a page.
@@ -122,16 +123,6 @@ pub(crate) fn put_u64(bytes: &mut [u8], at: usize, value: u64) {
 /// Where slot `i` is.
 pub(crate) fn slot_at(i: usize) -> usize {
     HEADER + SLOT_BYTES * i
-}
-
-/// The head of a key: the four bytes of its stem behind the shared prefix, as a number. Heads of ascending keys do
-/// not descend; equal heads decide nothing.
-pub(crate) fn head_of(stem: &[u8], prefix: usize) -> u32 {
-    let rest = &stem[prefix..];
-    let mut bytes = [0; 4];
-    let len = rest.len().min(4);
-    bytes[..len].copy_from_slice(&rest[..len]);
-    u32::from_be_bytes(bytes)
 }
 
 /// What a subtree holds: for counts and hashes without reading it.
@@ -267,55 +258,6 @@ impl<'p> PageView<'p> {
         get_u16(self.0, PREFIX)
     }
 
-    #[inline]
-    pub(crate) fn head(self, i: usize) -> u32 {
-        get_u32(self.0, slot_at(i) + 2)
-    }
-
-    /// The part of a cell's key that its head is taken of, as far as it stands in the cell.
-    pub(crate) fn stem(self, i: usize) -> &'p [u8] {
-        match self.key(i) {
-            (key, true) => key,
-            (key, false) => self.order().stem(key),
-        }
-    }
-
-    /// The cells among which `key` must be looked for by comparing whole keys: those before the range are less,
-    /// those behind it greater.
-    #[inline]
-    pub(crate) fn narrow(self, key: &[u8]) -> Range<usize> {
-        let (first, count, prefix) = (self.first_keyed(), self.count(), self.prefix_bytes());
-        if first >= count {
-            return count..count;
-        }
-        let stem = self.order().stem(key);
-        let head = if stem.len() < prefix { 0 } else { head_of(stem, prefix) };
-        let low = self.first_head(first..count, |h| h >= head);
-        let high = self.first_head(low..count, |h| h > head);
-        // That holds if the key shares the prefix. Any cell can tell; the caller will look at this one anyway.
-        let sample = if low < high { low } else { low.max(first + 1) - 1 };
-        match stem[..stem.len().min(prefix)].cmp(&self.stem(sample)[..prefix]) {
-            std::cmp::Ordering::Less => first..first,
-            std::cmp::Ordering::Equal => low..high,
-            std::cmp::Ordering::Greater => count..count,
-        }
-    }
-
-    /// The first cell of the range whose head is as wanted; heads that are follow those that are not.
-    #[inline]
-    fn first_head(self, range: Range<usize>, wanted: impl Fn(u32) -> bool) -> usize {
-        let (mut low, mut high) = (range.start, range.end);
-        while low < high {
-            let middle = (low + high) / 2;
-            if wanted(self.head(middle)) {
-                high = middle;
-            } else {
-                low = middle + 1;
-            }
-        }
-        low
-    }
-
     /// The bytes of the key that stand in the cell, and whether the key is long.
     #[inline]
     pub(crate) fn key(self, i: usize) -> (&'p [u8], bool) {
@@ -407,12 +349,25 @@ impl PageMut<'_> {
 
     /// An empty page of that level.
     pub(crate) fn init(&mut self, tree: u8, level: u8, order: Order) {
-        self.0.fill(0);
+        self.0[..HEADER].fill(0);
         self.0[KIND] = if level == 0 { KIND_LEAF } else { KIND_BRANCH };
         self.0[LEVEL] = level;
         self.0[TREE] = tree;
         self.0[ORDER] = u8::from(order == Order::KeyThenRevision);
         put_u16(self.0, CELLS, PAGE);
+    }
+
+    /// The content of another page, without what stands between its slots and its cells.
+    pub(crate) fn copy_of(&mut self, page: PageView<'_>) {
+        let (slots, cells) = (slot_at(page.count()), get_u16(page.0, CELLS));
+        self.0[..slots].copy_from_slice(&page.0[..slots]);
+        self.0[cells..].copy_from_slice(&page.0[cells..]);
+    }
+
+    /// Zeros between slots and cells.
+    pub(crate) fn clear_gap(&mut self) {
+        let (slots, cells) = (slot_at(self.view().count()), get_u16(self.0, CELLS));
+        self.0[slots..cells].fill(0);
     }
 
     /// The page gets its place on disk.

@@ -123,7 +123,7 @@ impl Edit<'_> {
         for _ in 1..count {
             neighbours.push(self.drop_child(branch, i + 1));
         }
-        let hole = Arc::new(Node::new(self.id, branch.page().level() - 1, self.batch, self.source.memory()));
+        let hole = Arc::new(self.bare_node(branch.page().level() - 1));
         let place = branch.child_in_memory(i).expect("it was taken into memory");
         neighbours.insert(0, Child::Memory(std::mem::replace(branch.child_at_mut(place), hole)));
         let neighbours = neighbours.into_iter().map(own_child).collect();
@@ -194,9 +194,9 @@ impl Edit<'_> {
         Ok(Some(packing).filter(|packing| packing.starts.len() + 1 < count))
     }
 
-    fn pack_leaves(&self, leaves: Vec<Node>, starts: &[(usize, usize)]) -> Vec<Node> {
+    fn pack_leaves(&mut self, leaves: Vec<Node>, starts: &[(usize, usize)]) -> Vec<Node> {
         let mut starts = starts.iter().peekable();
-        let new = || Node::new(self.id, 0, self.batch, self.source.memory());
+        let mut new = || self.bare_node(0);
         let (mut packed, mut target) = (Vec::new(), new());
         for (at, mut leaf) in leaves.into_iter().enumerate() {
             let mut moved = 0;
@@ -222,17 +222,15 @@ impl Edit<'_> {
         keys: Vec<Vec<u8>>,
     ) -> Vec<Node> {
         let level = branches[0].page().level();
-        let (id, batch, source) = (self.id, self.batch, self.source);
-        let new = || Node::new(id, level, batch, source.memory());
         let mut starts = starts.iter().peekable();
         let mut keys = keys.into_iter();
-        let (mut packed, mut target) = (Vec::new(), new());
+        let (mut packed, mut target) = (Vec::new(), self.bare_node(level));
         for (at, mut branch) in branches.into_iter().enumerate() {
             for cell in 0..branch.page().count() {
                 let (child, released) = branch.remove_child(0);
                 *self.dirty_bytes -= released.blob_bytes;
                 if starts.next_if(|start| **start == (at, cell)).is_some() {
-                    packed.push(std::mem::replace(&mut target, new()));
+                    packed.push(std::mem::replace(&mut target, self.bare_node(level)));
                 }
                 let key = keys.next().expect("a key was noted for each cell");
                 let (i, key) = match target.page().count() {

@@ -223,7 +223,7 @@ impl Store {
         self.changed = false;
         for _ in 0..FREED_PER_BATCH {
             let Some(node) = self.retired.pop() else { break };
-            node.free(&mut self.retired);
+            node.free(&mut self.retired, &mut self.batch_garbage.spare);
         }
     }
 
@@ -270,6 +270,7 @@ impl Store {
         let checkpoint = self.next_checkpoint;
         self.next_checkpoint += 1;
         let retired = std::mem::take(&mut self.retired);
+        self.batch_garbage.spare.clear();
         if !self.no_space {
             self.memory_at_begin = self.memory_bytes();
         }

@@ -6,10 +6,11 @@
 //! those who put cells of two pages together, or go from one to the next. It changes nothing, and reads no other page.
 
 use crate::extent::LONG_BYTES;
+use crate::heads::head_of;
 use crate::order::Order;
 use crate::page::{
     CELLS, CellValue, DEAD, FLAG_LONG_KEY, FLAG_LONG_VALUE, KEY_INLINE_MAX, KEY_PREFIX, KIND, KIND_BRANCH,
-    KIND_LEAF, Malformed, ORDER, PAGE, PageView, Place, VALUE_INLINE_MAX, get_u16, head_of, slot_at,
+    KIND_LEAF, Malformed, ORDER, PAGE, PageView, Place, VALUE_INLINE_MAX, get_u16, slot_at,
 };
 
 const FLAGS_KNOWN: u8 = FLAG_LONG_KEY | FLAG_LONG_VALUE;

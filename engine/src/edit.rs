@@ -222,16 +222,25 @@ impl<'s> Edit<'s> {
             let released = leaf.remove_entry(i);
             self.release(leaf, released);
         }
+        let Some((at, separator)) = split else {
+            self.insert_fitting(leaf, i, key, value);
+            return Ok(None);
+        };
+        self.before_entry(leaf, key, value);
+        Ok(Some(self.split_leaf(leaf, at, separator, (i, key, value))))
+    }
+
+    /// Inserts an entry that fits.
+    pub(crate) fn insert_fitting(&mut self, leaf: &mut Node, i: usize, key: &[u8], value: &[u8]) {
+        self.before_entry(leaf, key, value);
+        leaf.insert_entry(i, key, value);
+    }
+
+    /// Before an entry is added to the leaf.
+    fn before_entry(&mut self, leaf: &mut Node, key: &[u8], value: &[u8]) {
         if key.len() > KEY_INLINE_MAX || value.len() > VALUE_INLINE_MAX {
             self.gather_small(leaf);
-        }
-        self.count_entry(key, value);
-        match split {
-            None => {
-                leaf.insert_entry(i, key, value);
-                Ok(None)
-            }
-            Some((at, separator)) => Ok(Some(self.split_leaf(leaf, at, separator, (i, key, value)))),
+            self.count_entry(key, value);
         }
     }
 

@@ -19,6 +19,7 @@ mod damage;
 mod edit;
 mod edit_bulk;
 mod edit_longs;
+mod edit_put;
 mod error;
 mod extent;
 mod heads;

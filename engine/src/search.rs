@@ -188,12 +188,31 @@ impl<'a> Tree<'a> {
     /// The leaf and the cell that hold a key.
     #[inline]
     fn find(&self, root: &'a TreeRoot, key: &[u8]) -> Result<Option<(NodeRef<'a>, usize)>, StoreError> {
+        let Some(leaf) = self.leaf(root, key)? else { return Ok(None) };
+        let (i, found) = self.lower_bound(&leaf, key)?;
+        Ok(found.then_some((leaf, i)))
+    }
+
+    /// The leaf and the cell of the last entry before a key, if that entry stands in the leaf that covers the key.
+    #[inline]
+    pub(crate) fn find_before(
+        &self,
+        root: &'a TreeRoot,
+        key: &[u8],
+    ) -> Result<Option<(NodeRef<'a>, usize)>, StoreError> {
+        let Some(leaf) = self.leaf(root, key)? else { return Ok(None) };
+        let (i, _) = self.lower_bound(&leaf, key)?;
+        Ok(i.checked_sub(1).map(|i| (leaf, i)))
+    }
+
+    /// The leaf that covers a key.
+    #[inline]
+    fn leaf(&self, root: &'a TreeRoot, key: &[u8]) -> Result<Option<NodeRef<'a>>, StoreError> {
         let Some(mut node) = self.top(root)? else { return Ok(None) };
         while !node.page().is_leaf() {
             let i = self.covering(&node, key)?;
             node = self.child(&node, i)?;
         }
-        let (i, found) = self.lower_bound(&node, key)?;
-        Ok(found.then_some((node, i)))
+        Ok(Some(node))
     }
 }

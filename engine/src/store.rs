@@ -157,14 +157,41 @@ impl Store {
 
     /// Inserts or replaces. Errors: TooLong, Io, Corrupt, Stopped; the tree is then as it was.
     pub fn insert(&mut self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        self.may_insert(key.len(), value.len())?;
+        let (mut edit, root) = self.edit(tree);
+        edit.insert(root, key, value)
+    }
+
+    /// The same, quicker if the key is greater than all others. Errors: as of `insert`.
+    pub(crate) fn append(&mut self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        self.may_insert(key.len(), value.len())?;
+        let (mut edit, root) = self.edit(tree);
+        if edit.append(root, key, value)? { Ok(()) } else { edit.insert(root, key, value) }
+    }
+
+    /// Inserts an entry whose value depends on the one before it, if that is a matter of one leaf: `decide` gets key and
+    /// value of that one, and writes the value into `value`. None: nothing has changed. Errors: as of `insert`, and
+    /// those of `decide`.
+    pub(crate) fn insert_behind<T>(
+        &mut self,
+        tree: TreeId,
+        key: &[u8],
+        value: &mut Vec<u8>,
+        decide: impl FnOnce(&[u8], &[u8], &mut Vec<u8>) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        self.may_insert(key.len(), 0)?;
+        let (mut edit, root) = self.edit(tree);
+        edit.insert_behind(root, key, value, decide)
+    }
+
+    fn may_insert(&self, key: usize, value: usize) -> Result<(), StoreError> {
         self.state.source.check_running()?;
-        for (what, len, max) in [("key", key.len(), KEY_MAX), ("value", value.len(), VALUE_MAX)] {
+        for (what, len, max) in [("key", key, KEY_MAX), ("value", value, VALUE_MAX)] {
             if len > max {
                 return Err(StoreError::TooLong { what, len, max });
             }
         }
-        let (mut edit, root) = self.edit(tree);
-        edit.insert(root, key, value)
+        Ok(())
     }
 
     /// Whether the key was there; it is gone now. Errors: Io, Corrupt, Stopped; the tree is then as it was.

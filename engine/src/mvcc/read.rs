@@ -111,14 +111,30 @@ impl<'a> View<'a> {
 
     /// The newest entry of a user key (so many bytes at the front of `probe`) before the index key `probe`.
     pub(super) fn newest_before(&self, key_len: usize, probe: &[u8]) -> Result<Option<Newest>, StoreError> {
-        let cursor = self.seek_before(TreeId::Index, probe)?;
-        let Some(entry) = cursor.key() else { return Ok(None) };
-        if entry.len() != probe.len() || entry[..key_len] != probe[..key_len] {
-            return Ok(None);
+        let user_key = &probe[..key_len];
+        let (tree, root) = self.state.tree(TreeId::Index);
+        if let Some((leaf, i)) = tree.find_before(root, probe)? {
+            return newest_of(user_key, &tree.key(&leaf, i)?, || tree.value(&leaf, i));
         }
-        let (_, revision) = parse_index_key(entry)?;
-        Ok(Some((revision, index_value(&cursor)?)))
+        // It stands in the leaf before.
+        let cursor = self.seek_before(TreeId::Index, probe)?;
+        let (Some(entry), Some(value)) = (cursor.key(), cursor.value()?) else { return Ok(None) };
+        newest_of(user_key, entry, || Ok(value))
     }
+}
+
+/// What an entry of tree `Index` says, if it is one of the user key.
+pub(super) fn newest_of<'v>(
+    user_key: &[u8],
+    entry: &[u8],
+    value: impl FnOnce() -> Result<Value<'v>, StoreError>,
+) -> Result<Option<Newest>, StoreError> {
+    let (found, revision) = parse_index_key(entry)?;
+    if found != user_key {
+        return Ok(None);
+    }
+    let live = Live::parse(&value()?).ok_or_else(|| inconsistent(TreeId::Index, "malformed value", entry))?;
+    Ok(Some((revision, live)))
 }
 
 pub(super) fn parse_index_key(entry: &[u8]) -> Result<(&[u8], Revision), StoreError> {

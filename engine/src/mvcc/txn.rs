@@ -4,9 +4,9 @@
 //! whether its key has two versions or a million; a transaction that changes nothing leaves the revision alone.
 
 use super::codec::{self, Chunks, Live, Pair, RevisionKey};
-use super::read::inconsistent;
+use super::read::{inconsistent, newest_of};
 use super::{CURRENT_REVISION, Change, KeyRange, Revision};
-use crate::{Store, StoreError, TreeId, View};
+use crate::{Store, StoreError, TreeId, VALUE_MAX, Value, View};
 
 /// What the writer keeps between transactions: room that is used again.
 #[derive(Debug, Default)]
@@ -59,22 +59,49 @@ impl Txn<'_> {
         value: &[u8],
         lease: i64,
     ) -> Result<(), StoreError> {
-        let revision = self.next_revision();
-        let newest = self.view().newest_at(key, self.main, &mut room.key)?;
-        let old = newest.and_then(|(_, live)| live);
-        let (create_revision, version) = match old {
-            None => (self.main, 1),
-            Some(live) => {
-                let version = live.version.checked_add(1);
-                let version = version.ok_or_else(|| inconsistent(TreeId::Index, "no next version", key))?;
-                (live.create_revision, version)
-            }
+        // A value of this length fits, whatever is stored with it; the store refuses others, before anything changes.
+        let indexed = match value.len() < VALUE_MAX / 2 {
+            true => self.index_put(room, key, lease)?,
+            false => None,
         };
-        let live = Live { create_revision, version, lease };
+        let old = match indexed {
+            Some(old) => old,
+            None => self.view().newest_at(key, self.main, &mut room.key)?.and_then(|(_, live)| live),
+        };
+        let live = next_version(key, old, self.main, lease)?;
         let (kv, kept_key) = Pair { key, value, modified: self.main, live }.encode(&mut room.chunks);
-        live.encode(old.is_some(), &mut room.value);
+        if indexed.is_none() {
+            live.encode(old.is_some(), &mut room.value);
+        }
         let leases = (old.map_or(0, |live| live.lease), lease);
-        self.write(room, Change { revision, deleted: false, key: kept_key, kv }, leases)
+        let change = Change { revision: self.next_revision(), deleted: false, key: kept_key, kv };
+        self.write(room, change, leases, indexed.is_some())
+    }
+
+    /// Writes the index entry of a put, if the entry before it is in the same leaf. What the key was until now: the
+    /// outer None: nothing was written. The inner one: not live.
+    fn index_put(
+        &mut self,
+        room: &mut Writer,
+        key: &[u8],
+        lease: i64,
+    ) -> Result<Option<Option<Live>>, StoreError> {
+        codec::index_key(&mut room.key, key, self.next_revision());
+        let (main, Writer { key: entry, value, .. }) = (self.main, room);
+        let written = self.store.insert_behind(TreeId::Index, entry, value, |before, of, value| {
+            let old = newest_of(key, before, || Ok(Value::Page(of)))?.and_then(|(_, live)| live);
+            next_version(key, old, main, lease)?.encode(old.is_some(), value);
+            Ok(old)
+        });
+        // It has written nothing; the changes before it have.
+        written.inspect_err(|error| self.stop_if(!self.changes.is_empty(), error))
+    }
+
+    /// An error after which a part of the transaction is written stops the store: that must not be published.
+    fn stop_if(&self, part_is_written: bool, error: &StoreError) {
+        if part_is_written {
+            self.store.state().source.stop(error);
+        }
     }
 
     /// Deletes the live keys of the interval in key order; how many.
@@ -97,7 +124,7 @@ impl Txn<'_> {
             let (kv, kept_key) = codec::encode_tombstone(&mut room.chunks, key);
             room.value.clear();
             room.value.extend_from_slice(&codec::TOMBSTONE_VALUE);
-            self.write(room, Change { revision, deleted: true, key: kept_key, kv }, (*lease, 0))?;
+            self.write(room, Change { revision, deleted: true, key: kept_key, kv }, (*lease, 0), false)?;
         }
         Ok(doomed.len() as i64)
     }
@@ -111,16 +138,21 @@ impl Txn<'_> {
         Revision { main: self.main, sub: self.changes.len() as i64 }
     }
 
-    /// Writes a change into `Key`, into `Index` with the value that stands in `room`, and moves the key from one lease
-    /// to another. An error after which a part is written stops the store: that must not be published.
-    fn write(&mut self, room: &mut Writer, change: Change, leases: (i64, i64)) -> Result<(), StoreError> {
-        let (first, key) = (self.changes.is_empty(), RevisionKey::new(change.revision, change.deleted));
-        let written = self.store.insert(TreeId::Key, &key, &change.kv);
-        if first && written.is_err() {
-            return written;
-        }
-        let written = written.and_then(|()| self.write_rest(room, &change, leases));
-        written.inspect_err(|error| self.store.state().source.stop(error))?;
+    /// Writes a change into `Key`, into `Index` with the value that stands in `room` unless it is `indexed`, and moves
+    /// the key from one lease to another.
+    fn write(
+        &mut self,
+        room: &mut Writer,
+        change: Change,
+        leases: (i64, i64),
+        indexed: bool,
+    ) -> Result<(), StoreError> {
+        let key = RevisionKey::new(change.revision, change.deleted);
+        let begun = indexed || !self.changes.is_empty();
+        let written = self.store.append(TreeId::Key, &key, &change.kv);
+        written.inspect_err(|error| self.stop_if(begun, error))?;
+        let written = self.write_rest(room, &change, leases, indexed);
+        written.inspect_err(|error| self.stop_if(true, error))?;
         self.changes.push(change);
         Ok(())
     }
@@ -130,13 +162,16 @@ impl Txn<'_> {
         room: &mut Writer,
         change: &Change,
         leases: (i64, i64),
+        indexed: bool,
     ) -> Result<(), StoreError> {
         if self.changes.is_empty() {
             // From the first change on the transaction reads at its own revision.
             self.store.set_counter(CURRENT_REVISION, self.main as u64);
         }
-        codec::index_key(&mut room.key, &change.key, change.revision);
-        self.store.insert(TreeId::Index, &room.key, &room.value)?;
+        if !indexed {
+            codec::index_key(&mut room.key, &change.key, change.revision);
+            self.store.insert(TreeId::Index, &room.key, &room.value)?;
+        }
         self.move_lease(room, &change.key, leases.0, leases.1)
     }
 
@@ -156,4 +191,12 @@ impl Txn<'_> {
         }
         Ok(())
     }
+}
+
+/// What a key is after a put in the transaction `main`; `old`: what it was before, None if not live.
+fn next_version(key: &[u8], old: Option<Live>, main: i64, lease: i64) -> Result<Live, StoreError> {
+    let Some(old) = old else { return Ok(Live { create_revision: main, version: 1, lease }) };
+    let version = old.version.checked_add(1);
+    let version = version.ok_or_else(|| inconsistent(TreeId::Index, "no next version", key))?;
+    Ok(Live { create_revision: old.create_revision, version, lease })
 }

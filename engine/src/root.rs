@@ -8,6 +8,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::cursor::Cursor;
+use crate::mvcc::CompactionHash;
 use crate::search::{Tree, TreeRoot};
 use crate::source::Source;
 use crate::{COUNTERS, StoreError, TREES, TreeId};
@@ -25,6 +26,8 @@ pub(crate) struct State {
     /// The batch that ended with publishing this state; for the writer's own state, the one being built.
     pub(crate) batch: u64,
     pub(crate) generation: Arc<Generation>,
+    /// Of the last compactions that this process has seen to their ends.
+    pub(crate) hashes: Arc<[CompactionHash]>,
     pub(crate) source: Arc<Source>,
 }
 

@@ -92,6 +92,7 @@ impl Store {
             applied: opened.meta.applied,
             batch: 0,
             generation: generation.clone(),
+            hashes: Arc::new([]),
             source: opened.source,
         };
         let published = Arc::new(ArcSwap::from_pointee(state.clone()));
@@ -136,6 +137,12 @@ impl Store {
 
     pub(crate) fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Keeps what a compaction that has ended found.
+    pub(crate) fn keep_hash(&mut self, hash: crate::mvcc::CompactionHash) {
+        self.state.hashes = crate::mvcc::with_hash(&self.state.hashes, hash);
+        self.changed = true;
     }
 
     /// What readers see.

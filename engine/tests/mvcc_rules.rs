@@ -393,3 +393,49 @@ fn x7_hash_skips_what_differs_between_members() {
     expected.extend_from_slice(b"confState{}");
     assert_eq!(store.view().hash().unwrap(), crc32c::crc32c(&expected));
 }
+
+#[test]
+fn x9_the_hashes_of_the_last_ten_compactions_are_kept() {
+    let (_folder, mut store) = store();
+    let crc = |parts: &[&[u8]]| crc32c::crc32c(&parts.concat());
+    let at = |store: &Store, revision| store.view().hash_kv(revision).unwrap();
+    for _ in 0..3 {
+        put(&mut store, "k", "v", 0);
+    }
+    // Until it has ended, the answer is as for any revision.
+    let (before, _, _) = at(&store, 3);
+    store.compact(3).unwrap();
+    let marked = at(&store, 3);
+    assert_eq!((marked.1, marked.2), (3, 3));
+    while !store.compact_step(3).unwrap() {}
+    assert_eq!(at(&store, 3), (before, -1, 3));
+    let (second, compacted, _) = at(&store, 4);
+    assert_eq!(compacted, 3);
+    compact(&mut store, 4);
+    assert_eq!((at(&store, 3), at(&store, 4)), ((before, -1, 3), (second, 3, 4)));
+    store.publish();
+    assert_eq!(store.reader().root().view().hash_kv(4).unwrap(), (second, 3, 4));
+    // A tombstone at its own revision is kept, so that what is older and dead does not count.
+    let gone = delete(&mut store, one(b"k")).1;
+    let tombstone = [b"\0\0\0\0\0\0\0\x05_\0\0\0\0\0\0\0\0t", gone[0].kv.as_ref()].concat();
+    compact(&mut store, 5);
+    assert_eq!(at(&store, 5), (crc(&[b"key", &tombstone]), 4, 5));
+    // One that is marked before the one before it has ended is not kept.
+    put(&mut store, "k", "v", 0);
+    put(&mut store, "k", "v", 0);
+    let (sixth, _, _) = at(&store, 6);
+    store.compact(6).unwrap();
+    compact(&mut store, 7);
+    assert_eq!(at(&store, 6), (sixth, 5, 6));
+    assert_eq!((at(&store, 7).1, at(&store, 7).2), (7, 7));
+    for revision in 8..17 {
+        put(&mut store, "k", "v", 0);
+        compact(&mut store, revision);
+    }
+    assert_eq!(refusal(store.view().hash_kv(5)), "compacted");
+    assert_eq!(at(&store, 6), (sixth, 5, 6));
+    put(&mut store, "k", "v", 0);
+    compact(&mut store, 17);
+    assert_eq!(refusal(store.view().hash_kv(6)), "compacted");
+    assert_eq!((at(&store, 8).1, at(&store, 17).1), (7, 16));
+}

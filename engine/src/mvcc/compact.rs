@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use super::codec::{self, RevisionKey};
 use super::doomed::{CompactionJob, Doomed, Limit, Position};
+use super::hash::CompactionHash;
 use super::read::inconsistent;
 use super::{COMPACT_REVISION, Revision};
 use crate::edit_bulk::Successor;
@@ -38,6 +39,9 @@ pub(crate) struct Removal {
     settled: bool,
     /// What `compact_step` has not removed yet.
     piece: Option<Doomed>,
+    /// X9: the compact revision before, and that of a compaction which was marked when the one before had ended: the job
+    /// that looks for what it supersedes hashes first what is there.
+    hash: Option<(i64, i64)>,
 }
 
 /// A walk: what it compacts to, and where its next piece begins.
@@ -45,6 +49,8 @@ pub(crate) struct Removal {
 struct Walk {
     target: i64,
     position: Position,
+    /// To be kept when it ends.
+    hash: Option<CompactionHash>,
 }
 
 impl View<'_> {
@@ -68,9 +74,12 @@ impl Store {
         if revision > current {
             return Err(StoreError::Future);
         }
-        let removal = &self.removal;
-        if removal.walk.is_none() && !removal.settled && self.view().finished_compaction()? >= compacted {
+        let finished = self.view().finished_compaction()? >= compacted;
+        if self.removal.walk.is_none() && finished {
             self.removal.settled = true;
+        }
+        if finished {
+            self.removal.hash = Some((compacted, revision));
         }
         let mark = RevisionKey::new(Revision { main: revision, sub: 0 }, false);
         self.insert(TreeId::Meta, SCHEDULED, &mark)?;
@@ -93,6 +102,7 @@ impl Store {
     ) -> Result<Option<CompactionJob>, StoreError> {
         let finished = self.view().finished_compaction()?;
         let removal = &mut self.removal;
+        let mut hash = None;
         let target = View { state: &state }.compact_revision();
         let walk = match &mut removal.walk {
             // A root from before its target lacks what supersedes.
@@ -111,10 +121,11 @@ impl Store {
                 let settled = std::mem::replace(&mut removal.settled, false);
                 let position =
                     if settled { Position::Since(finished.max(0)) } else { Position::Index(Vec::new()) };
-                removal.walk.insert(Walk { target, position })
+                hash = removal.hash.take();
+                removal.walk.insert(Walk { target, position, hash: None })
             }
         };
-        Ok(Some(CompactionJob { state, target: walk.target, position: walk.position.clone(), limit }))
+        Ok(Some(CompactionJob { state, target: walk.target, position: walk.position.clone(), limit, hash }))
     }
 
     /// Removes what a job has listed, until the work allowed is spent: an entry counts as 1, a leaf that is touched as
@@ -139,6 +150,7 @@ impl Store {
             && walk.target == doomed.target
             && walk.position == doomed.from
         {
+            walk.hash = walk.hash.or(doomed.hash);
             match doomed.next.take() {
                 Some(next) => walk.position = next,
                 None => self.end_walk(doomed.target)?,
@@ -151,7 +163,9 @@ impl Store {
     fn end_walk(&mut self, target: i64) -> Result<(), StoreError> {
         let mark = RevisionKey::new(Revision { main: target, sub: 0 }, false);
         self.insert(TreeId::Meta, FINISHED, &mark)?;
-        self.removal.walk = None;
+        if let Some(hash) = self.removal.walk.take().and_then(|walk| walk.hash) {
+            self.keep_hash(hash);
+        }
         self.removal.settled = true;
         Ok(())
     }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use super::Revision;
 use super::codec::{self, Live, RevisionKey};
+use super::hash::CompactionHash;
 use super::read::{inconsistent, parse_index_key};
 use crate::edit_bulk::{self, SortedKeys};
 use crate::root::State;
@@ -60,6 +61,8 @@ pub struct CompactionJob {
     pub(super) target: i64,
     pub(super) position: Position,
     pub(super) limit: Limit,
+    /// Revisions to hash at first, see `Removal`.
+    pub(super) hash: Option<(i64, i64)>,
 }
 
 impl fmt::Debug for CompactionJob {
@@ -89,6 +92,7 @@ pub struct Doomed {
     pub(super) history: List,
     /// In tree `Index`.
     pub(super) index: List,
+    pub(super) hash: Option<CompactionHash>,
     pub(super) done: bool,
 }
 
@@ -113,6 +117,8 @@ impl CompactionJob {
     /// Looks through the piece. Blocks: not for the writer's thread. Errors: Io, Corrupt, Inconsistent.
     pub fn run(self) -> Result<Doomed, StoreError> {
         let view = View { state: &self.state };
+        let hash =
+            self.hash.map(|(before, revision)| view.hash_of_compaction(before, revision)).transpose()?;
         let mut scan = Scan { view, target: self.target, limit: self.limit, ..Scan::of(view) };
         let next = match &self.position {
             Position::Index(from) => scan.pass_index(from)?,
@@ -140,6 +146,7 @@ impl CompactionJob {
             next: next.map(Position::Index),
             history: List { keys, removed: 0 },
             index: List { keys: index, removed: 0 },
+            hash,
             done: false,
         })
     }

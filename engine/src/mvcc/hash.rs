@@ -3,6 +3,8 @@
 //! Promises: equal to etcd's value for the same requests. It reads a view and holds nothing back. What a whole part of
 //! a tree adds is taken from the sums of the part, so the cost does not grow with the store (see `hash_kv`).
 
+use std::sync::Arc;
+
 use super::codec::{self, RevisionKey};
 use super::read::inconsistent;
 use super::{KeyRange, Revision};
@@ -21,6 +23,25 @@ pub const BUCKETS: [(&str, TreeId); 10] = [
     ("members_removed", TreeId::MembersRemoved),
     ("meta", TreeId::Meta),
 ];
+
+/// So many compactions have their hashes kept.
+const HASHES_MAX: usize = 10;
+
+/// What a compaction found when it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CompactionHash {
+    /// Its revision.
+    pub(crate) revision: i64,
+    /// That of the compaction before it; -1 for none.
+    pub(crate) before: i64,
+    pub(crate) hash: u32,
+}
+
+/// The hashes with another, newest last.
+pub(crate) fn with(hashes: &[CompactionHash], new: CompactionHash) -> Arc<[CompactionHash]> {
+    let from = (hashes.len() + 1).saturating_sub(HASHES_MAX);
+    hashes[from..].iter().copied().chain([new]).collect()
+}
 
 /// What differs between members of one cluster, and is not hashed.
 const META_SKIPPED: [&[u8]; 3] = [b"consistent_index", b"term", b"storageVersion"];
@@ -59,7 +80,13 @@ impl<'a> View<'a> {
     /// What lies above the compact revision counts whole: a sum. Of what lies below, once the compaction has removed
     /// what it should, all counts but what was superseded since; so the work grows with the smaller of two numbers,
     /// the entries below and the changes since, and is a few pages when there is nothing of one of them.
+    ///
+    /// At the revision of one of the last compactions it is what the compaction found, beside the compact revision
+    /// before it.
     pub fn hash_kv(&self, revision: i64) -> Result<(u32, i64, i64), StoreError> {
+        if let Some(kept) = self.state.hashes.iter().find(|kept| kept.revision == revision) {
+            return Ok((kept.hash, kept.before, revision));
+        }
         let compacted = self.compact_revision();
         let revision = if revision == 0 { self.revision() } else { revision };
         if revision > 0 && revision < compacted {
@@ -68,10 +95,25 @@ impl<'a> View<'a> {
         if revision > self.revision() {
             return Err(StoreError::Future);
         }
-        let name = crc32c::crc32c(b"key");
         if revision < 0 {
-            return Ok((name, compacted, revision));
+            return Ok((crc32c::crc32c(b"key"), compacted, revision));
         }
+        Ok((self.hash_between(compacted, revision, false)?, compacted, revision))
+    }
+
+    /// What a compaction to `revision` keeps for [`View::hash_kv`], of a view in which nothing that it supersedes has been
+    /// removed and everything that the one to `before` does.
+    pub(crate) fn hash_of_compaction(
+        &self,
+        before: i64,
+        revision: i64,
+    ) -> Result<CompactionHash, StoreError> {
+        Ok(CompactionHash { revision, before, hash: self.hash_between(before, revision, true)? })
+    }
+
+    /// `compacts`: a tombstone at `revision` is in the keep set, which so is not empty.
+    fn hash_between(&self, compacted: i64, revision: i64, compacts: bool) -> Result<u32, StoreError> {
+        let name = crc32c::crc32c(b"key");
         let (middle, end) = (first_of(compacted + 1), first_of(revision + 1));
         let above = self.sums(TreeId::Key, Some(&middle), Some(&end))?;
         let below = self.sums(TreeId::Key, None, Some(&middle))?;
@@ -79,17 +121,22 @@ impl<'a> View<'a> {
         let hash = if below.count == 0 {
             name
         } else if settled && above.count < below.count {
-            let superseded = self.superseded(compacted, revision)?;
+            let superseded = self.superseded(compacted, revision, compacts)?;
             let kept = self.sums_without(TreeId::Key, None, Some(&middle), &superseded)?;
             crc::combine(name, kept.crc, kept.bytes)
         } else {
-            self.kept(name, compacted, revision)?
+            self.kept(name, compacted, revision, compacts)?
         };
-        Ok((crc::combine(hash, above.crc, above.bytes), compacted, revision))
+        Ok(crc::combine(hash, above.crc, above.bytes))
     }
 
     /// Keys of the entries at or below the compact revision that do not count, of a settled compaction, ascending.
-    fn superseded(&self, compacted: i64, revision: i64) -> Result<Vec<RevisionKey>, StoreError> {
+    fn superseded(
+        &self,
+        compacted: i64,
+        revision: i64,
+        compacts: bool,
+    ) -> Result<Vec<RevisionKey>, StoreError> {
         let mut superseded = Vec::new();
         self.each(compacted, compacted, |at, tombstone, _| {
             if tombstone {
@@ -97,7 +144,7 @@ impl<'a> View<'a> {
             }
             Ok(())
         })?;
-        if self.kept_at(compacted, revision)? != revision {
+        if self.kept_at(compacted, revision, compacts)? != revision {
             return Ok(superseded);
         }
         let mut probe = Vec::new();
@@ -118,8 +165,8 @@ impl<'a> View<'a> {
     }
 
     /// Appends the entries at or below the compact revision that count, looking at each.
-    fn kept(&self, name: u32, compacted: i64, revision: i64) -> Result<u32, StoreError> {
-        let kept_at = self.kept_at(compacted, revision)?;
+    fn kept(&self, name: u32, compacted: i64, revision: i64, compacts: bool) -> Result<u32, StoreError> {
+        let kept_at = self.kept_at(compacted, revision, compacts)?;
         let (mut hash, mut probe) = (name, Vec::new());
         self.each(0, compacted, |at, tombstone, cursor| {
             if tombstone {
@@ -155,14 +202,20 @@ impl<'a> View<'a> {
         Ok(())
     }
 
-    /// The revision that decides which compacted entries are hashed: `revision`, or the compact one if no key is
-    /// live at `revision`.
-    fn kept_at(&self, compacted: i64, revision: i64) -> Result<i64, StoreError> {
-        let mut live = self.keys(KeyRange { start: b"", end: Some(b"") }, revision)?;
-        let any = match revision == self.revision() {
+    /// The revision that decides which compacted entries are hashed: `revision`, or the compact one if the keep set is
+    /// empty: no key is live at `revision`, and, of a compaction, none was deleted there.
+    fn kept_at(&self, compacted: i64, revision: i64, compacts: bool) -> Result<i64, StoreError> {
+        let mut live = self.keys_at(KeyRange { start: b"", end: Some(b"") }, revision)?;
+        let mut any = match revision == self.revision() {
             true => live.remaining()? > 0,
             false => live.next().transpose()?.is_some(),
         };
+        if compacts && !any {
+            self.each(revision, revision, |_, tombstone, _| {
+                any |= tombstone;
+                Ok(())
+            })?;
+        }
         Ok(if any { revision } else { compacted })
     }
 }

@@ -26,6 +26,7 @@ pub use read::{Changes, Keys};
 pub use txn::Txn;
 
 pub(crate) use compact::Removal;
+pub(crate) use hash::{CompactionHash, with as with_hash};
 pub(crate) use rebuild::{Indexer, index_record, indexed, lift};
 pub(crate) use txn::Writer;
 

@@ -47,6 +47,11 @@ impl<'a> View<'a> {
         if revision < self.compact_revision() {
             return Err(StoreError::Compacted);
         }
+        self.keys_at(range, revision)
+    }
+
+    /// The same at a revision that is there.
+    pub(super) fn keys_at(&self, range: KeyRange<'_>, revision: i64) -> Result<Keys<'a>, StoreError> {
         let mut probe = Vec::with_capacity(range.start.len() + codec::INDEX_SUFFIX);
         let position = match range.end {
             None => match self.newest_at(range.start, revision, &mut probe)? {

@@ -37,6 +37,8 @@ pub(crate) struct Model {
     pub(crate) events: Vec<Rc<Event>>,
     pub(crate) revision: i64,
     pub(crate) compacted: i64,
+    /// X9: what compactions found that were marked when the one before had ended: revision, the one before, hash.
+    pub(crate) hashes: Vec<(i64, i64, u32)>,
 }
 
 pub(crate) fn holds(range: KeyRange<'_>, key: &[u8]) -> bool {
@@ -49,7 +51,7 @@ pub(crate) fn holds(range: KeyRange<'_>, key: &[u8]) -> bool {
 
 impl Model {
     pub(crate) fn new() -> Model {
-        Model { events: Vec::new(), revision: 1, compacted: -1 }
+        Model { events: Vec::new(), revision: 1, compacted: -1, hashes: Vec::new() }
     }
 
     /// The newest event of each key with main <= revision.
@@ -120,7 +122,18 @@ impl Model {
     /// X8, word by word.
     pub(crate) fn hash_kv(&self, revision: i64) -> u32 {
         let newest = self.newest(revision);
-        let keep: Vec<&Rc<Event>> = newest.into_values().filter(|event| !event.deleted).collect();
+        self.hash_with(revision, newest.into_values().filter(|event| !event.deleted).collect())
+    }
+
+    /// X9, to be noted before a compaction: a tombstone at its revision is kept.
+    pub(crate) fn note_hash(&mut self, revision: i64) {
+        let newest = self.newest(revision).into_values();
+        let keep = newest.filter(|event| !event.deleted || event.at.main == revision).collect();
+        let hash = self.hash_with(revision, keep);
+        self.hashes.push((revision, self.compacted, hash));
+    }
+
+    fn hash_with(&self, revision: i64, keep: Vec<&Rc<Event>>) -> u32 {
         let mut bytes = b"key".to_vec();
         for event in &self.events {
             let main = event.at.main;

@@ -6,6 +6,7 @@
 
 pub mod bench;
 mod client;
+mod completion;
 pub mod ctl;
 mod exit;
 mod flags;

@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use trilith_disk::RealDisk;
+use trilith_engine::{Options, Store, TreeId};
 use trilith_wal::{IoChoice, Wal};
 
 const ETCDUTL: &str = env!("CARGO_BIN_EXE_etcdutl");
@@ -144,4 +145,90 @@ fn a_restore_takes_bare_files_and_lifts_revisions_when_told() {
     said(&[&lifted[..], &["--mark-compacted"]].concat());
     let hash = said(&["hashkv", &folder.path("data/member/snap/db")]);
     assert!(hash.ends_with(", 1285, 1285\n"), "{hash}");
+}
+
+/// What was removed is given back, and what is there is the same.
+#[test]
+fn defrag_makes_the_store_short() {
+    let folder = Folder::new("defrag");
+    let data = folder.path("data");
+    said(&["snapshot", "restore", SNAPSHOT, "--data-dir", &data]);
+    let db = folder.path("data/member/snap/db");
+    let mut store = open(&db);
+    for n in 0..600u32 {
+        let value: Vec<u8> = (0..3000u32).map(|i| (i.wrapping_mul(n + 7) >> 3) as u8).collect();
+        store.insert(TreeId::AuthUsers, &n.to_be_bytes(), &value).unwrap();
+    }
+    checkpoint(&mut store);
+    for n in 0..600u32 {
+        store.remove(TreeId::AuthUsers, &n.to_be_bytes()).unwrap();
+    }
+    checkpoint(&mut store);
+    // A store that is open belongs to somebody.
+    let (code, text) = refused(&["defrag", "--data-dir", &data]);
+    let wanted =
+        format!("Failed to defragment etcd data[{data}] ({db}: another process has this store open)");
+    assert_eq!((code, text), (1, wanted));
+    drop(store);
+    let long = std::fs::metadata(&db).unwrap().len();
+    assert_eq!(said(&["defrag", "--data-dir", &data]), "");
+    let short = std::fs::metadata(&db).unwrap().len();
+    assert!(short * 3 < long, "{short} of {long} bytes");
+    assert_eq!(said(&["hashkv", &db]), "3767851565, 285, 100\n");
+    open(&db).check().unwrap();
+    let (code, text) = refused(&["defrag", "--data-dir", &folder.path("nothing")]);
+    assert!(code == 1 && text.contains("no such file or directory"), "{text}");
+}
+
+/// The version that an export carries, which decides which etcd takes it.
+#[test]
+fn migrate_sets_the_storage_version() {
+    let folder = Folder::new("migrate");
+    let data = folder.path("data");
+    said(&["snapshot", "restore", SNAPSHOT, "--data-dir", &data]);
+    let db = folder.path("data/member/snap/db");
+    let mut exports = 0;
+    let mut version = |target: &str, force: &[&str]| {
+        said(&[&["migrate", "--data-dir", &data, "--target-version", target][..], force].concat());
+        exports += 1;
+        let file = folder.path(&format!("exported-{exports}"));
+        said(&["export", &file, "--data-dir", &data]);
+        let status = said(&["snapshot", "status", &file]);
+        status.strip_suffix('\n').unwrap().rsplit_once(", ").unwrap().1.to_owned()
+    };
+    assert_eq!(version("3.6", &[]), "3.6.0");
+    assert_eq!(version("3.6", &[]), "3.6.0");
+    assert_eq!(version("3.5", &[]), "");
+    assert_eq!(version("3.7", &[]), "3.7.0");
+    let later = ["migrate", "--data-dir", data.as_str(), "--target-version", "3.8"];
+    let unknown = "cannot create migration plan: version \"3.8.0\" is not supported".to_owned();
+    assert_eq!(refused(&later), (1, unknown));
+    assert_eq!(version("3.8", &["--force"]), "3.8.0");
+    assert_eq!(said(&["hashkv", &db]), "3767851565, 285, 100\n");
+    // A database of etcd's own is not ours to change.
+    let bolt = folder.path("etcd/member/snap");
+    std::fs::create_dir_all(&bolt).unwrap();
+    std::fs::copy(SNAPSHOT, format!("{bolt}/db")).unwrap();
+    let (code, text) = refused(&["migrate", "--data-dir", &folder.path("etcd"), "--target-version", "3.6"]);
+    assert!(
+        code == 1 && text.ends_with("is no store of this version: etcd's own etcdutl knows it"),
+        "{text}"
+    );
+}
+
+fn open(path: &str) -> Store {
+    let options = Options {
+        path: path.into(),
+        disk: Arc::new(RealDisk),
+        map: true,
+        dirty_bytes_max: 1 << 30,
+        compress: false,
+    };
+    Store::open(options).unwrap()
+}
+
+fn checkpoint(store: &mut Store) {
+    store.publish();
+    let job = store.begin_checkpoint().unwrap();
+    store.finish_checkpoint(job.run().unwrap()).unwrap();
 }

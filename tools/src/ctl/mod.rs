@@ -16,6 +16,7 @@ mod watch;
 use tokio::time::Instant;
 
 use crate::client::{Client, Config};
+use crate::completion::{self, Entry};
 use crate::exit::Failure;
 use crate::flags::{Flags, Positional, describe, first_word};
 use crate::print::{Answer, Printer};
@@ -86,6 +87,7 @@ pub fn run(args: Vec<Vec<u8>>) -> Result<(), Failure> {
             return say(format!("The following options can be passed to any command:\n\n{list}").as_bytes());
         }
         Verb::Help => return help(&rest.args),
+        Verb::Completion => return completion(command, &rest),
         Verb::Later => {
             return Err(Failure::bad_feature(format_args!(
                 "{} is not supported yet",
@@ -129,7 +131,7 @@ async fn carry_out(verb: Verb, session: Session) -> Result<(), Failure> {
         Verb::AlarmList => alarm::list(&session).await,
         Verb::MemberList => member::list(&session).await,
         Verb::SnapshotSave => snapshot::save(&session).await,
-        Verb::Version | Verb::Options | Verb::Help | Verb::Later => Ok(()),
+        Verb::Completion | Verb::Version | Verb::Options | Verb::Help | Verb::Later => Ok(()),
     }
 }
 
@@ -191,6 +193,15 @@ fn read_environment(flags: &mut Flags, command: &Command) -> Result<(), Failure>
         }
     }
     Ok(())
+}
+
+fn completion(command: &Command, rest: &Positional) -> Result<(), Failure> {
+    let entry = |command: &Command| Entry { path: command.path, help: command.help, flags: command.flags };
+    let entries: Vec<Entry> = COMMANDS.iter().map(entry).collect();
+    match rest.args.as_slice() {
+        [] => say(command_help(command).as_bytes()),
+        [shell, ..] => say(completion::script("etcdctl", shell, &entries, table::GLOBAL_FLAGS)?.as_bytes()),
+    }
 }
 
 /// `help` and `help COMMAND`.

@@ -25,6 +25,7 @@ pub(super) enum Verb {
     SnapshotSave,
     AlarmDisarm,
     AlarmList,
+    Completion,
     Version,
     Options,
     Help,
@@ -158,7 +159,13 @@ pub(super) static COMMANDS: &[Command] = &[
         COMPACTION_FLAGS,
         Verb::Compaction,
     ),
-    later(&["completion"], "completion [bash|zsh|fish|powershell]"),
+    Command {
+        path: &["completion"],
+        usage: "completion [bash|zsh|fish|powershell]",
+        help: "Prints a script that completes commands",
+        flags: NO_FLAGS,
+        verb: Verb::Completion,
+    },
     command(
         &["defrag"],
         "defrag",

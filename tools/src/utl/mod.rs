@@ -9,7 +9,9 @@ mod files;
 mod print;
 mod restore;
 mod status;
+mod upkeep;
 
+use crate::completion::{self, Entry};
 use crate::exit::Failure;
 use crate::flags::Kind::{Bool, Int, List, Text, Uint};
 use crate::flags::{Flag, Flags, Positional, describe, first_word, flag};
@@ -27,9 +29,10 @@ enum Verb {
     Restore,
     HashKv,
     Export,
+    Defrag,
+    Migrate,
+    Completion,
     Version,
-    /// Known, and refused with the reason.
-    Refused(&'static str),
 }
 
 #[derive(Debug)]
@@ -68,7 +71,7 @@ static DEFRAG_FLAGS: &[Flag] =
     &[flag("data-dir", Text, "", "data directory of a member that is not running")];
 static MIGRATE_FLAGS: &[Flag] = &[
     flag("data-dir", Text, "", "data directory of a member that is not running"),
-    flag("force", Bool, "false", "migrate whatever the log holds"),
+    flag("force", Bool, "false", "set also a version that is not known"),
     flag("target-version", Text, "", "storage version to migrate to, as X.Y"),
 ];
 
@@ -78,16 +81,14 @@ static COMMANDS: &[Command] = &[
         usage: "completion [bash|zsh|fish|powershell]",
         help: "Prints a script that completes commands",
         flags: &[],
-        verb: Verb::Refused("completion is not supported"),
+        verb: Verb::Completion,
     },
     Command {
         path: &["defrag"],
         usage: "defrag --data-dir DIR",
         help: "Gives back unused space of a data directory",
         flags: DEFRAG_FLAGS,
-        verb: Verb::Refused(
-            "defrag is not supported: snapshot save and snapshot restore make a compact copy",
-        ),
+        verb: Verb::Defrag,
     },
     Command {
         path: &["export"],
@@ -106,11 +107,9 @@ static COMMANDS: &[Command] = &[
     Command {
         path: &["migrate"],
         usage: "migrate --data-dir DIR --target-version X.Y",
-        help: "Changes the storage version of a data directory",
+        help: "Sets the storage version that snapshots and exports of a data directory carry",
         flags: MIGRATE_FLAGS,
-        verb: Verb::Refused(
-            "migrate is not supported: the store has one version; export makes a file for etcd",
-        ),
+        verb: Verb::Migrate,
     },
     Command {
         path: &["snapshot", "restore"],
@@ -151,7 +150,11 @@ pub fn run(args: &[Vec<u8>]) -> Result<(), Failure> {
     }
     match command.verb {
         Verb::Version => say(format!("etcdutl version: {VERSION}\nAPI version: {API_VERSION}\n").as_bytes()),
-        Verb::Refused(why) => Err(Failure::bad_feature(why)),
+        Verb::Completion => completion(&rest),
+        Verb::Defrag => upkeep::defrag(flags.text("data-dir")),
+        Verb::Migrate => {
+            upkeep::migrate(flags.text("data-dir"), flags.text("target-version"), flags.bool("force"))
+        }
         Verb::Status => {
             let file = one_argument(&rest, "snapshot status requires exactly one argument")?;
             status::status(&file, Printer::new(flags.text("write-out"))?)
@@ -168,6 +171,15 @@ pub fn run(args: &[Vec<u8>]) -> Result<(), Failure> {
             let file = one_argument(&rest, "export requires exactly one argument")?;
             export::export(&file, flags.text("data-dir"))
         }
+    }
+}
+
+fn completion(rest: &Positional) -> Result<(), Failure> {
+    let entry = |command: &Command| Entry { path: command.path, help: command.help, flags: command.flags };
+    let entries: Vec<Entry> = COMMANDS.iter().map(entry).collect();
+    match rest.args.as_slice() {
+        [] => say(group_help(&["completion"]).as_bytes()),
+        [shell, ..] => say(completion::script("etcdutl", shell, &entries, GLOBAL_FLAGS)?.as_bytes()),
     }
 }
 
@@ -261,11 +273,20 @@ mod tests {
             ("hashkv", 128, "hashkv requires exactly one argument"),
             ("snapshot status /no/such/file", 1, "stat /no/such/file: no such file or directory"),
             ("snapshot status x -w yaml", 4, "unsupported output format"),
+            ("migrate --data-dir x", 1, "required flag(s) \"target-version\" not set"),
+            ("migrate --target-version 3.6", 1, "required flag(s) \"data-dir\" not set"),
             (
-                "migrate --data-dir x",
-                4,
-                "migrate is not supported: the store has one version; export makes a file for etcd",
+                "migrate --data-dir x --target-version 3.6.1",
+                128,
+                "wrong target version format, expected \"X.Y\", got \"3.6.1\"",
             ),
+            (
+                "migrate --data-dir x --target-version 3.4",
+                128,
+                "target version \"3.4\" not supported. Minimal \"3.5\"",
+            ),
+            ("defrag", 1, "required flag(s) \"data-dir\" not set"),
+            ("completion tcsh", 128, "invalid argument \"tcsh\" for \"etcdutl completion\""),
         ] {
             let failure = run(&words(line)).unwrap_err();
             assert_eq!((failure.code, failure.text.as_str()), (code, text), "{line}");

@@ -129,13 +129,23 @@ compaction() {
     expect "the newest" "$(lines foo bar_new)" "$(ctl get foo)"
 }
 
+# Where it dials an endpoint by itself, etcdctl 3.4 names the server as it was given, with the scheme.
+endpoints() {
+    local given
+    for given in "127.0.0.1:$PORT" "http://127.0.0.1:$PORT" "http://localhost:$PORT"; do
+        expect "status of $given" "$given" "$("$CTL" --endpoints="$given" endpoint status | cut -d, -f1)"
+        expect "a hash of $given" "$given" "$("$CTL" --endpoints="$given" endpoint hashkv | cut -d, -f1)"
+        expect "a get at $given" "$(lines foo bar_new)" "$("$CTL" --endpoints="$given" get foo)"
+    done
+}
+
 [ $# -gt 0 ] || set -- "$(command -v etcdctl)" "$TARGET/debug/etcdctl"
 for CTL in "$@"; do
     [ -x "$CTL" ] || fail "$CTL is not there: install or build it first"
     PORT=$(free_port)
     CHECKS=0
     start_server "$PORT"
-    for part in keys_and_revisions watches transactions deletions leases compaction; do
+    for part in keys_and_revisions watches transactions deletions leases compaction endpoints; do
         $part
     done
     stop_server

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, timeout};
 
+use super::authority::Mended;
 use super::server::{Options, Stop};
 use super::{Call, Routes};
 
@@ -39,7 +40,7 @@ pub(super) async fn serve<R: Routes>(mut socket: TcpStream, routes: R, options: 
             refuse_http1(&mut socket).await?;
             return Ok(None);
         }
-        builder(&options).handshake(socket).await.map(Some).map_err(std::io::Error::other)
+        builder(&options).handshake(Mended::new(socket)).await.map(Some).map_err(std::io::Error::other)
     };
     let mut connection = match timeout(HANDSHAKE_TIMEOUT, open).await {
         Ok(Ok(Some(connection))) => connection,

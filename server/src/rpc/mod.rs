@@ -8,6 +8,7 @@
 //! is held for it; a client that cancels, or whose deadline passes, drops its handler; a broken or hostile
 //! connection ends alone. Nothing here knows a message's meaning.
 
+mod authority;
 mod call;
 mod conn;
 mod frame;

@@ -7,8 +7,10 @@ mod common;
 use std::pin::pin;
 use std::time::Duration;
 
-use common::{Bed, decode};
+use common::{Bed, config, decode};
+use trilith_disk::sim::SimDisk;
 use trilith_proto::etcdserverpb as pb;
+use trilith_server::core::{Config, Retention};
 use trilith_server::service;
 
 /// Revisions of the keys in tree `Key`.
@@ -125,4 +127,30 @@ fn a_compaction_cut_at_any_slice_goes_on_after_a_restart() {
         assert_eq!(finished(&bed), revision, "after {slices} slices");
         assert_eq!(history(&bed), kept(&before, revision), "after {slices} slices");
     }
+}
+
+/// C7: the history gets short without anybody asking for it.
+#[test]
+fn c7_a_member_compacts_by_itself() {
+    let disk = SimDisk::new();
+    let by = |retention| Config { retention, ..config(&disk.clone()) };
+    let mut bed = Bed::with(by(Retention::Revisions(100)), disk.clone()).unwrap();
+    let revision = load(&mut bed, 300);
+    bed.pass(Duration::from_secs(299));
+    assert_eq!(finished(&bed), -1);
+    bed.pass(Duration::from_secs(10));
+    assert_eq!((finished(&bed), bed.revision()), (revision - 100, revision));
+    assert_eq!(history(&bed).first().unwrap().0, revision - 149);
+    drop(bed);
+    let disk = SimDisk::new();
+    let config = Config { retention: Retention::Period(Duration::from_secs(100)), ..config(&disk) };
+    let mut bed = Bed::with(config, disk).unwrap();
+    let old = load(&mut bed, 200);
+    bed.pass(Duration::from_secs(50));
+    load(&mut bed, 20);
+    bed.pass(Duration::from_secs(60));
+    // What it saw when it began: there was nothing.
+    assert!(finished(&bed) <= 1, "{}", finished(&bed));
+    bed.pass(Duration::from_secs(100));
+    assert!((old..=old + 20).contains(&finished(&bed)), "{}", finished(&bed));
 }

@@ -131,6 +131,38 @@ fn a_member_that_ends_on_a_full_disk_starts_again() {
     bed.put("k", "v");
 }
 
+/// What was proposed does not fit into the log any more: the end is one in order all the same, with a last checkpoint, and
+/// nothing that was acknowledged is lost.
+#[test]
+fn a_member_that_ends_with_a_full_log_writes_its_last_checkpoint() {
+    let disk = SimDisk::new();
+    let small = || Config { wal_segment_bytes: 64 << 10, ..config(&disk) };
+    let mut bed = Bed::with(small(), disk.clone()).unwrap();
+    bed.put("k-acknowledged", "v");
+    disk.set_limit(Some(disk.used() + (8 << 10)));
+    let value = "v".repeat(50_000);
+    let mut calls: Vec<_> =
+        (0..20).map(|n| Box::pin(service::kv::put(&bed.handle, put(&format!("k{n}"), &value)))).collect();
+    calls.retain_mut(|call| bed.poll(call.as_mut()).is_none());
+    for _ in 0..20 {
+        bed.step().unwrap();
+    }
+    let before = calls.len();
+    calls.retain_mut(|call| bed.poll(call.as_mut()).is_none());
+    let acknowledged = before - calls.len();
+    assert!(!calls.is_empty(), "the log took everything");
+    bed.core.close(bed.now).unwrap();
+    disk.set_limit(None);
+    let job = bed.core.begin_last_checkpoint().expect("something is not in a checkpoint");
+    bed.core.checkpoint_finished(job.run()).unwrap();
+    bed.core.flush().unwrap();
+    let cut = disk.crash(disk.op_count(), Survivors::None);
+    drop((calls, bed));
+    let mut bed = Bed::with(Config { wal_segment_bytes: 64 << 10, ..config(&cut) }, cut.clone()).unwrap();
+    assert!(count(&mut bed) > acknowledged);
+    assert_eq!(bed.get("k-acknowledged").unwrap(), "v");
+}
+
 /// A checkpoint is slow and writers are fast: they wait, and memory stays within the budget.
 #[test]
 fn proposals_wait_for_the_memory_that_a_checkpoint_frees() {

@@ -23,6 +23,7 @@ pub use parse::Note;
 use table::{Kind, ROWS, Support};
 use url::Url;
 
+use crate::core::Retention;
 use crate::logging;
 
 /// etcd's version that this server is equal to.
@@ -117,6 +118,8 @@ pub struct Config {
     pub max_txn_ops: usize,
     /// How large the store may become, in bytes; 0: etcd's default; negative: without bound.
     pub quota_backend_bytes: i64,
+    /// How much of the history is kept.
+    pub retention: Retention,
     /// HTTP/2 streams per connection; `u32::MAX` for no limit.
     pub max_concurrent_streams: u32,
     /// Keepalive pings to clients: time between them, time to answer.
@@ -203,6 +206,7 @@ impl Config {
             max_request_bytes: max_request_bytes(&given)?,
             max_txn_ops: uint(&given, "max-txn-ops")?,
             quota_backend_bytes: value::int_of(given.text("quota-backend-bytes")).unwrap_or_default(),
+            retention: retention(&given)?,
             max_concurrent_streams: uint(&given, "max-concurrent-streams")?,
             grpc_keepalive: keepalive(&given),
             watch_progress_interval: match duration(&given, "watch-progress-notify-interval") {
@@ -327,6 +331,27 @@ fn max_request_bytes(given: &Given) -> Result<usize, String> {
         return Err(format!("--max-request-bytes={bytes} is too large: at most {} are possible", 1 << 30));
     }
     Ok(bytes)
+}
+
+/// A number alone is hours, or revisions; a duration in mode `revision` is, as in etcd, a number of nanoseconds.
+fn retention(given: &Given) -> Result<Retention, String> {
+    const HOUR: u64 = 3600;
+    let (mode, text) = (given.text("auto-compaction-mode"), given.text("auto-compaction-retention"));
+    let wrong = || format!("error parsing CompactionRetention: time: invalid duration {text:?}");
+    let number = text.parse::<u64>().ok();
+    let period = match number {
+        Some(hours) => hours.checked_mul(HOUR).map(Duration::from_secs),
+        None => value::duration_of(text),
+    };
+    let retention = match (mode, number) {
+        ("revision", Some(kept)) => i64::try_from(kept).ok().map(Retention::Revisions),
+        ("revision", None) => period.and_then(|p| i64::try_from(p.as_nanos()).ok()).map(Retention::Revisions),
+        _ => period.map(Retention::Period),
+    };
+    match retention.ok_or_else(wrong)? {
+        Retention::Revisions(0) | Retention::Period(Duration::ZERO) => Ok(Retention::All),
+        retention => Ok(retention),
+    }
 }
 
 /// Zero means etcd's own default; a day is as good as never.

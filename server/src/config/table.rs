@@ -54,8 +54,10 @@ pub(super) struct Row {
 }
 
 /// Flags that do what they say.
-const WORKS: [&str; 32] = [
+const WORKS: [&str; 34] = [
     "advertise-client-urls",
+    "auto-compaction-mode",
+    "auto-compaction-retention",
     "data-dir",
     "election-timeout",
     "feature-gates",

@@ -249,3 +249,26 @@ fn a_first_start_wants_this_member_alone_in_the_cluster() {
     assert!(error.contains("2 members: clusters of several members are not supported yet"), "{error}");
     assert!(verify(&["--initial-cluster-state=existing"]).is_err());
 }
+
+#[test]
+fn retention_is_read_as_etcd_does() {
+    let hours = |hours: u64| Retention::Period(Duration::from_secs(3600 * hours));
+    for (mode, text, expected) in [
+        ("periodic", "0", Retention::All),
+        ("periodic", "2", hours(2)),
+        ("periodic", "90m", Retention::Period(Duration::from_secs(5400))),
+        ("periodic", "0s", Retention::All),
+        ("revision", "1000", Retention::Revisions(1000)),
+        ("revision", "0", Retention::All),
+        ("revision", "1us", Retention::Revisions(1000)),
+    ] {
+        let args = [format!("--auto-compaction-mode={mode}"), format!("--auto-compaction-retention={text}")];
+        let config = read(&[&args[0], &args[1]], &[]).unwrap();
+        assert_eq!(config.retention, expected, "{mode} {text}");
+    }
+    assert_eq!(read(&["--auto-compaction-retention=1"], &[]).unwrap().retention, hours(1));
+    for bad in ["x", "-1", "-1h", "5x", "99999999999999999999"] {
+        let error = config_error(&[&format!("--auto-compaction-retention={bad}")]);
+        assert_eq!(error, format!("error parsing CompactionRetention: time: invalid duration {bad:?}"));
+    }
+}

@@ -14,8 +14,10 @@ use tokio::sync::oneshot;
 use trilith_engine::{Change, CheckpointDone, CheckpointJob, Store, StoreError};
 use trilith_proto::{etcdserverpb as pb, membershippb, raftpb};
 use trilith_raft::{Body, Committed, Node, Output, RaftError};
+use trilith_wal::WalError;
 
 use super::alarm::Raising;
+use super::auto_compaction::AutoCompaction;
 use super::compaction::Compaction;
 use super::peers::{Outgoing, Transfers};
 use super::pressure::Pressure;
@@ -99,6 +101,7 @@ pub struct Core {
     pub(super) scrubbing: Scrubbing,
     pub(super) shrinking: Shrinking,
     pub(super) compaction: Compaction,
+    pub(super) auto_compaction: AutoCompaction,
     pub(super) transfers: Transfers,
     pub(super) outgoing: Outgoing,
     /// A peer says that this member was removed, or its removal was applied.
@@ -125,6 +128,7 @@ impl Core {
         let conf_state = members::conf_state(store.view())?;
         let has_version = is_current(members::cluster_version(store.view())?.as_deref());
         let alarms = Alarms::restore(store.view())?;
+        let auto_compaction = AutoCompaction::new(config.retention);
         let mut core = Core {
             node,
             store,
@@ -146,6 +150,7 @@ impl Core {
             scrubbing: Scrubbing::default(),
             shrinking: Shrinking::default(),
             compaction: Compaction::new(),
+            auto_compaction,
             transfers: Transfers::default(),
             outgoing: Outgoing::default(),
             removed: false,
@@ -243,6 +248,7 @@ impl Core {
                 self.expire_waiters(until);
                 self.reads.expire(until);
             }
+            self.compact_by_itself();
         }
         if self.leadership.primary_term != 0 && self.now >= self.lease_scan_at {
             self.lease_scan_at = self.now + lease::SCAN_INTERVAL;
@@ -270,6 +276,7 @@ impl Core {
         match waiter {
             Waiter::Call(sender) => self.answers.push((sender, answer)),
             Waiter::Alarm(alarm) => self.alarm_proposed(alarm, next),
+            Waiter::AutoCompaction(revision) => self.compacted_by_itself(revision, &answer),
             Waiter::Publish => self.publication = next,
             Waiter::ClusterVersion => self.cluster_version = next,
             Waiter::Revoke(lease) => {
@@ -293,6 +300,11 @@ impl Core {
         let id = self.shared.next_request_id();
         self.waiters.add(id, self.now, waiter);
         self.backlog.push_back((id, Proposed::Request(command::encode(id, command))));
+    }
+
+    /// Whether this member leads, and has applied what the leaders before it did.
+    pub(super) fn leads(&self) -> bool {
+        self.leadership.primary_term != 0
     }
 
     pub(super) fn has_leader(&self) -> bool {
@@ -592,17 +604,24 @@ impl Core {
         Ok(())
     }
 
-    /// Takes nothing in any more; what was taken in becomes durable and is answered.
+    /// Takes nothing in any more; what was taken in becomes durable and is answered. Where the log finds no room, the
+    /// rest is not, and whoever waits for it hears nothing: it was never acknowledged.
     pub fn close(&mut self, now: Duration) -> Result<(), Fatal> {
         self.shared.close();
         self.step(now)?;
-        self.node.flush()?;
+        self.flush()?;
         self.step(now)
     }
 
-    /// Waits until the log is durable.
+    /// Waits until the log is durable, as far as there is room for it: an end on a full disk is an end in order.
     pub fn flush(&mut self) -> Result<(), Fatal> {
-        Ok(self.node.flush()?)
+        match self.node.flush() {
+            Err(RaftError::Wal(error @ WalError::Full { .. })) => {
+                log::warn!(error:% = error; "the end of the log is not written");
+                Ok(())
+            }
+            flushed => Ok(flushed?),
+        }
     }
 }
 

@@ -13,6 +13,7 @@
 
 mod adopt;
 mod alarm;
+mod auto_compaction;
 mod boot;
 mod compaction;
 mod driver;
@@ -38,6 +39,7 @@ use crate::apply::ApplyError;
 use crate::apply::quota::Quota;
 
 pub use alarm::OverQuota;
+pub use auto_compaction::Retention;
 pub use driver::run;
 pub use machine::Core;
 pub use peers::{Membership, Outgoing};
@@ -106,6 +108,8 @@ pub struct Config {
     pub max_txn_ops: usize,
     /// --quota-backend-bytes.
     pub quota: Quota,
+    /// --auto-compaction-mode and --auto-compaction-retention.
+    pub retention: Retention,
     /// Seeds what is random.
     pub seed: u64,
     /// Unix time of the start in milliseconds: request ids begin there.
@@ -141,6 +145,7 @@ impl Config {
             max_request_bytes: 1_572_864,
             max_txn_ops: 128,
             quota: Quota::new(0),
+            retention: Retention::All,
             seed: 0,
             unix_ms: 0,
         }

@@ -18,6 +18,8 @@ pub(super) enum Waiter {
     Call(oneshot::Sender<Answer>),
     /// An alarm of this member is on its way.
     Alarm(AlarmType),
+    /// A compaction of the core's own, to this revision.
+    AutoCompaction(i64),
     /// The member's own attributes are on their way.
     Publish,
     /// The cluster version is on its way.
@@ -31,7 +33,11 @@ impl Waiter {
     pub(super) fn is_wanted(&self) -> bool {
         match self {
             Waiter::Call(answer) => !answer.is_closed(),
-            Waiter::Alarm(_) | Waiter::Publish | Waiter::ClusterVersion | Waiter::Revoke(_) => false,
+            Waiter::Alarm(_)
+            | Waiter::AutoCompaction(_)
+            | Waiter::Publish
+            | Waiter::ClusterVersion
+            | Waiter::Revoke(_) => false,
         }
     }
 }

@@ -357,11 +357,9 @@ impl PageMut<'_> {
         put_u16(self.0, CELLS, PAGE);
     }
 
-    /// The content of another page, without what stands between its slots and its cells.
+    /// All of another page: how much of it is in use would have to come from memory first.
     pub(crate) fn copy_of(&mut self, page: PageView<'_>) {
-        let (slots, cells) = (slot_at(page.count()), get_u16(page.0, CELLS));
-        self.0[..slots].copy_from_slice(&page.0[..slots]);
-        self.0[cells..].copy_from_slice(&page.0[cells..]);
+        self.0.copy_from_slice(page.0);
     }
 
     /// Zeros between slots and cells.

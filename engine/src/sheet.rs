@@ -13,7 +13,7 @@ use crate::node::NODE_BYTES;
 use crate::page::{PAGE, PageBytes, PageMut, PageView};
 
 /// So many pages are kept. A batch gives back about as many as it takes, and larger batches have other costs.
-const SPARE_MAX: usize = 512;
+pub(crate) const SPARE_MAX: usize = 512;
 
 /// A page's bytes.
 #[derive(Debug)]
@@ -46,29 +46,29 @@ impl Sheet {
 pub(crate) struct Spare(Vec<(Box<PageBytes>, Taken)>);
 
 impl Spare {
-    fn take(&mut self, memory: &Memory) -> (Box<PageBytes>, Taken) {
-        self.0.pop().unwrap_or_else(|| (Box::new([0; PAGE]), memory.take(NODE_BYTES)))
-    }
-
     /// Bytes for a new node, to be written by whoever gets them.
     pub(crate) fn sheet(&mut self, level: u8, memory: &Memory) -> (Sheet, Taken) {
         if level > 0 {
             return (Sheet::Shared(Arc::new([0; PAGE])), memory.take(NODE_BYTES));
         }
-        let (bytes, taken) = self.take(memory);
+        let (bytes, taken) = self.0.pop().unwrap_or_else(|| (Box::new([0; PAGE]), memory.take(NODE_BYTES)));
         (Sheet::Own(bytes), taken)
     }
 
     /// The same bytes for another node.
     pub(crate) fn copy(&mut self, sheet: &Sheet, memory: &Memory) -> (Sheet, Taken) {
-        match sheet {
-            Sheet::Own(from) => {
-                let (mut bytes, taken) = self.take(memory);
+        let from = match sheet {
+            Sheet::Own(from) => from,
+            Sheet::Shared(from) => return (Sheet::Shared(from.clone()), memory.take(NODE_BYTES)),
+        };
+        let (bytes, taken) = match self.0.pop() {
+            None => (from.clone(), memory.take(NODE_BYTES)),
+            Some((mut bytes, taken)) => {
                 PageMut(&mut bytes).copy_of(PageView(&from[..]));
-                (Sheet::Own(bytes), taken)
+                (bytes, taken)
             }
-            Sheet::Shared(from) => (Sheet::Shared(from.clone()), memory.take(NODE_BYTES)),
-        }
+        };
+        (Sheet::Own(bytes), taken)
     }
 
     /// Keeps the bytes of a node that is gone.

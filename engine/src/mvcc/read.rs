@@ -64,8 +64,13 @@ impl<'a> View<'a> {
             }
         };
         let end = range.end.filter(|end| !end.is_empty()).map(<[u8]>::to_vec);
-        let key =
-            if range.end.is_none() { Cow::Owned(range.start.to_vec()) } else { Cow::Borrowed(&b""[..]) };
+        let key = match range.end {
+            None => {
+                probe.truncate(range.start.len());
+                Cow::Owned(std::mem::take(&mut probe))
+            }
+            Some(_) => Cow::Borrowed(&b""[..]),
+        };
         Ok(Keys { view: *self, revision, end, position, key, begun: false, probe })
     }
 
@@ -293,7 +298,9 @@ impl<'a> Iterator for Keys<'a> {
             Err(error) => return Some(Err(error)),
         };
         let Live { create_revision, version, lease } = live;
-        Some(Ok(KeyMeta { key: self.key.clone(), modified, create_revision, version, lease }))
+        // A single key is handed out once.
+        let key = if self.begun { self.key.clone() } else { std::mem::take(&mut self.key) };
+        Some(Ok(KeyMeta { key, modified, create_revision, version, lease }))
     }
 }
 

@@ -16,4 +16,5 @@ pub(crate) mod rng;
 mod scrub;
 mod shrink;
 mod space;
+mod spare;
 mod sums;

@@ -1,9 +1,7 @@
 //! The engine beside redb and LMDB: the same entries, in the same run, in processor time.
 //!
-//! Each of the three holds what etcd needs: a tree from revision to pair, and an index from key and revision to what a
-//! put must know of the version before. A put looks up the newest version of its key and adds an entry to both; 100 puts
-//! are one transaction, which readers see at once and which is not synced, since the log is. Every so many puts comes a
-//! sync of everything: our checkpoint, a transaction of redb's with a sync, LMDB's sync of the file.
+//! Criterion knows elapsed time only, which tells little on a busy machine; `benches/engine.rs` has that. Every so many
+//! puts comes a sync of everything: our checkpoint, a transaction of redb's with a sync, LMDB's sync of the file.
 //!
 //! Times are of this thread's processor use (Linux), with what the kernel did for it, so that other processes matter
 //! little. The three take turns in each round; the figures are medians.
@@ -11,89 +9,13 @@
 //! `TMPDIR=/dev/shm cargo run --release --manifest-path benches/engine/Cargo.toml --target-dir target -- [KEYS] [ROUNDS]
 //! [ENGINE]` (in memory, since waiting for a disk is no part of the figures)
 
-mod lmdb;
-mod ours;
-mod redb;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// As in the server.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// Whatever goes wrong ends the run.
-pub type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
-
-/// Puts that become visible together.
-const BATCH: usize = 100;
-/// Puts between two syncs.
-const SYNC_EVERY: usize = 200_000;
-const VALUE_BYTES: usize = 256;
-const SCANNED: usize = 100_000;
-
-/// A store under test.
-pub trait Engine: Sized {
-    /// How it is called in the table.
-    const NAME: &'static str;
-
-    /// An empty one in an empty folder.
-    fn create(folder: &Path) -> Outcome<Self>;
-
-    /// Puts all the keys with the same value, as one transaction.
-    fn put(&mut self, keys: &[[u8; 8]], value: &[u8]) -> Outcome<()>;
-
-    /// Makes everything before it durable.
-    fn sync(&mut self) -> Outcome<()>;
-
-    /// The newest pair of each key; their length in bytes.
-    fn get(&self, keys: &[[u8; 8]]) -> Outcome<usize>;
-
-    /// Hands the first `count` pairs in order of revision to `each`.
-    fn scan(&self, count: usize, each: &mut dyn FnMut(&[u8])) -> Outcome<()>;
-}
-
-/// Key of a pair: main revision, `_`, sub.
-pub fn revision_key(main: u64, sub: u64) -> [u8; 17] {
-    let mut key = [b'_'; 17];
-    key[..8].copy_from_slice(&main.to_be_bytes());
-    key[9..].copy_from_slice(&sub.to_be_bytes());
-    key
-}
-
-/// Key of an index entry: the key, then main and sub.
-pub fn index_key(key: &[u8; 8], main: u64) -> [u8; 20] {
-    let mut bytes = [0; 20];
-    bytes[..8].copy_from_slice(key);
-    bytes[8..16].copy_from_slice(&main.to_be_bytes());
-    bytes
-}
-
-/// What stands in the index for an engine that is not ours, in as many bytes: version, and revision of creation.
-pub fn index_value(version: u32, created: u64) -> [u8; 8] {
-    let mut bytes = [0; 8];
-    bytes[..3].copy_from_slice(&version.to_le_bytes()[..3]);
-    bytes[3..].copy_from_slice(&created.to_le_bytes()[..5]);
-    bytes
-}
-
-/// Version and revision of creation.
-pub fn parse_index_value(bytes: &[u8]) -> (u32, u64) {
-    let (mut version, mut created) = ([0; 4], [0; 8]);
-    version[..3].copy_from_slice(&bytes[..3]);
-    created[..5].copy_from_slice(&bytes[3..8]);
-    (u32::from_le_bytes(version), u64::from_le_bytes(created))
-}
-
-/// A pair as etcd encodes it, near enough: key, value and three numbers.
-pub fn pair(buffer: &mut Vec<u8>, key: &[u8; 8], value: &[u8], main: u64, version: u32, created: u64) {
-    buffer.clear();
-    buffer.extend_from_slice(key);
-    buffer.extend_from_slice(&main.to_le_bytes()[..5]);
-    buffer.extend_from_slice(&index_value(version, created));
-    buffer.extend_from_slice(value);
-}
+use trilith_engine_bench::{
+    BATCH, Engine, Lmdb, Ours, Outcome, Redb, SCANNED, SYNC_EVERY, VALUE_BYTES, random,
+};
 
 /// Nanoseconds for each, engine and kind of work, one per round.
 type Figures = BTreeMap<(usize, &'static str, &'static str), Vec<f64>>;
@@ -114,9 +36,9 @@ fn main() -> Outcome<()> {
 
 fn all(folder: &Path, keys: usize, rounds: usize, only: Option<&str>, figures: &mut Figures) -> Outcome<()> {
     for _ in 0..rounds {
-        round::<ours::Ours>(folder, keys, only, figures)?;
-        round::<lmdb::Lmdb>(folder, keys, only, figures)?;
-        round::<redb::Redb>(folder, keys, only, figures)?;
+        round::<Ours>(folder, keys, only, figures)?;
+        round::<Lmdb>(folder, keys, only, figures)?;
+        round::<Redb>(folder, keys, only, figures)?;
     }
     Ok(())
 }
@@ -146,9 +68,7 @@ struct Work<'f, E> {
 
 impl<E: Engine> Work<'_, E> {
     fn random(&mut self) -> usize {
-        self.state =
-            self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.state >> 33) as usize % self.keys
+        random(&mut self.state) % self.keys
     }
 
     fn note(&mut self, order: usize, what: &'static str, figure: f64) {

@@ -6,7 +6,7 @@ use raft::{Raft, StateRole};
 use trilith_proto::raftpb;
 
 use crate::storage::LogStorage;
-use crate::{RaftError, transcode};
+use crate::{RaftError, start, transcode};
 
 /// Terms and indexes from here on are nonsense: sums with them must not overflow.
 const LIMIT: u64 = 1 << 62;
@@ -25,7 +25,46 @@ pub(crate) fn admit(raft: &Raft<LogStorage>, message: raftpb::Message) -> Result
     }
 }
 
+/// Takes a snapshot that its owner can do something with.
+pub(crate) fn admit_snapshot(
+    raft: &Raft<LogStorage>,
+    message: raftpb::Message,
+) -> Result<Message, RaftError> {
+    let from = message.from.unwrap_or_default();
+    let kind = message.r#type.unwrap_or_default();
+    let checked = transcode::message_in(message).and_then(|message| {
+        check_head(raft, &message)?;
+        check_snapshot(raft, &message)?;
+        Ok(message)
+    });
+    checked.map_err(|reason| RaftError::Message { from, kind, reason })
+}
+
+fn check_snapshot(raft: &Raft<LogStorage>, message: &Message) -> Result<(), String> {
+    if message.msg_type != MessageType::MsgSnapshot {
+        return Err("it is no snapshot".to_owned());
+    }
+    let metadata = message.get_snapshot().get_metadata();
+    if metadata.index == 0 || metadata.index >= LIMIT || metadata.term == 0 || metadata.term > message.term {
+        return Err(format!("its snapshot is of entry {} of term {}", metadata.index, metadata.term));
+    }
+    let group = transcode::conf_state_out(metadata.get_conf_state().clone());
+    start::check_conf_state(&group).map_err(|error| error.to_string())?;
+    if !group.voters.iter().chain(&group.learners).any(|id| *id == raft.id) {
+        return Err("its snapshot is of a group without this member".to_owned());
+    }
+    if raft.state == StateRole::Leader && message.term == raft.term {
+        return Err(format!("it claims to lead term {}, which this member leads", raft.term));
+    }
+    Ok(())
+}
+
 fn check(raft: &Raft<LogStorage>, message: &Message) -> Result<(), String> {
+    check_head(raft, message)?;
+    check_body(raft, message)
+}
+
+fn check_head(raft: &Raft<LogStorage>, message: &Message) -> Result<(), String> {
     if message.to != raft.id {
         return Err(format!("it is meant for member {:x}", message.to));
     }
@@ -38,12 +77,16 @@ fn check(raft: &Raft<LogStorage>, message: &Message) -> Result<(), String> {
     if numbers >= Some(LIMIT) {
         return Err("a term or index is beyond reason".to_owned());
     }
+    Ok(())
+}
+
+fn check_body(raft: &Raft<LogStorage>, message: &Message) -> Result<(), String> {
     match message.msg_type {
         MessageType::MsgPropose if message.entries.is_empty() => Err("it proposes nothing".to_owned()),
         MessageType::MsgReadIndex | MessageType::MsgReadIndexResp if message.entries.len() != 1 => {
             Err(format!("{} entries instead of one", message.entries.len()))
         }
-        MessageType::MsgSnapshot => Err("snapshots are not taken from peers".to_owned()),
+        MessageType::MsgSnapshot => Err("a snapshot came without its state".to_owned()),
         MessageType::MsgPropose | MessageType::MsgReadIndex => Ok(()),
         // All others answer for a term; one that is over is answered or dropped without a further look.
         _ if message.term == 0 => Err("it has no term".to_owned()),
@@ -73,6 +116,14 @@ fn check_append(raft: &Raft<LogStorage>, message: &Message) -> Result<(), String
     // Raft takes term 0 for an index beyond its log, and would believe that both match.
     if (message.log_term == 0) != (message.index == 0) {
         return Err(format!("entry {} has no term {}", message.index, message.log_term));
+    }
+    // Raft would look for a place where both agree, below what no leader can have otherwise.
+    let committed = raft.raft_log.committed;
+    if message.index >= committed && raft.raft_log.term(committed).is_ok_and(|term| message.log_term < term) {
+        return Err(format!(
+            "entry {} of term {} contradicts entry {committed}, which is committed",
+            message.index, message.log_term
+        ));
     }
     let mut term = message.log_term.max(1);
     for (index, entry) in (message.index + 1..).zip(message.entries.iter()) {

@@ -5,6 +5,7 @@
 //! knows nothing of keys. Types of raft-rs never leave this crate: at its border stand etcd's `raftpb` messages.
 #![forbid(unsafe_code)]
 
+mod catch_up;
 mod error;
 mod inbound;
 mod logger;
@@ -14,6 +15,7 @@ mod storage;
 mod transcode;
 mod write_log;
 
+pub use catch_up::Fetch;
 pub use error::RaftError;
 pub use node::Node;
 pub use write_log::Log;
@@ -65,8 +67,12 @@ pub struct Output {
     pub committed: Vec<Committed>,
     /// Confirmed reads: the context given to `read_index`, and the index to wait for.
     pub reads: Vec<(u64, u64)>,
-    /// Messages for peers, each with its receiver in `to`.
+    /// Messages for peers, each with its receiver in `to`. A MsgSnap is of the state that the owner has applied last, as
+    /// of the call that brought it forth; the owner sends that state beside it.
     pub messages: Vec<raftpb::Message>,
+    /// Raft has taken a snapshot that was offered. What was committed before it is of no more use. The owner makes the
+    /// log durable with `flush`, puts the snapshot's state in place of its own, and polls before it calls `applied`.
+    pub snapshot: Option<raftpb::SnapshotMetadata>,
 }
 
 impl Output {
@@ -75,10 +81,11 @@ impl Output {
         self.committed.clear();
         self.reads.clear();
         self.messages.clear();
+        self.snapshot = None;
     }
 
     fn count(&self) -> usize {
-        self.committed.len() + self.reads.len() + self.messages.len()
+        self.committed.len() + self.reads.len() + self.messages.len() + usize::from(self.snapshot.is_some())
     }
 }
 

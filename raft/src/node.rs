@@ -14,7 +14,7 @@ use std::os::fd::BorrowedFd;
 
 use bytes::Bytes;
 use prost::Message as _;
-use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType, SnapshotMetadata};
 use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 use trilith_proto::{raftpb, walpb};
 use trilith_wal::{Replay, Ticket, Wal};
@@ -34,8 +34,8 @@ const MAX_HELD_READS: usize = 1024;
 /// Its owner calls `poll` after it has put something in and when the log's descriptor is readable, applies what
 /// came out, and tells `applied`.
 pub struct Node<L: Log = Wal> {
-    raw: RawNode<LogStorage>,
-    log: L,
+    pub(crate) raw: RawNode<LogStorage>,
+    pub(crate) log: L,
     jitter: Jitter,
     tail_bytes: usize,
     /// Proposals since raft was last touched: raft gets them as one message.
@@ -48,6 +48,8 @@ pub struct Node<L: Log = Wal> {
     barrier: Ticket,
     durable: Ticket,
     campaign_due: bool,
+    /// The oldest batch that is not durable, and for how many ticks it has been that.
+    waiting: (Ticket, usize),
     /// Ticks since a full log was asked to try again.
     full_ticks: usize,
     /// An error of a call that could not return it; `poll` does.
@@ -90,6 +92,7 @@ impl<L: Log> Node<L> {
         conf_state: raftpb::ConfState,
     ) -> Result<Node<L>, RaftError> {
         let mut storage = start::restart(replay, applied, applied_term, conf_state)?;
+        storage.note_applied(applied);
         storage.trim(applied, config.tail_bytes);
         Node::start(&config, log, storage, applied)
     }
@@ -125,6 +128,7 @@ impl<L: Log> Node<L> {
             barrier: Ticket::default(),
             durable: Ticket::default(),
             campaign_due: false,
+            waiting: (Ticket::default(), 0),
             full_ticks: 0,
             failed: None,
         };
@@ -171,7 +175,7 @@ impl<L: Log> Node<L> {
     }
 
     /// Gives raft the gathered proposals as one message: one round of append messages for all of them.
-    fn hand_over_proposals(&mut self) {
+    pub(crate) fn hand_over_proposals(&mut self) {
         if self.proposals.is_empty() {
             return;
         }
@@ -228,13 +232,42 @@ impl<L: Log> Node<L> {
     /// One tick of the raft clock.
     pub fn tick(&mut self) {
         self.hand_over_proposals();
+        self.watch_disk();
         // An only voter wins its election without a message that waits for the disk, and raft then insists that
-        // all of its log is durable: until that is so, its clock stands.
-        if !self.alone_and_behind() {
+        // all of its log is durable: until that is so, its clock stands. So it does while the disk hangs.
+        if !self.alone_and_behind() && !self.disk_hangs() {
             self.raw.tick();
             self.redraw();
         }
         self.look_for_space();
+    }
+
+    /// A leader whose disk has not finished a batch for an election timeout steps down: it cannot apply what the others
+    /// commit, and one of them can.
+    fn watch_disk(&mut self) {
+        let oldest = self.in_flight.front().map_or(self.durable, |batch| batch.ticket);
+        if oldest <= self.durable {
+            self.waiting = (oldest, 0);
+        } else if oldest == self.waiting.0 {
+            self.waiting.1 += 1;
+        } else {
+            self.waiting = (oldest, 1);
+        }
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader && !raft.prs().is_singleton() && self.waiting.1 > self.jitter.ticks
+        {
+            log::warn!(
+                "the disk has not finished a write of the log for an election timeout: another member is to lead"
+            );
+            let term = raft.term;
+            raft.become_follower(term, 0);
+            self.redraw();
+        }
+    }
+
+    /// Whether a write of the log has been under way for longer than an election timeout.
+    fn disk_hangs(&self) -> bool {
+        self.waiting.1 > self.jitter.ticks && !self.raw.raft.prs().is_singleton()
     }
 
     /// Asks a full log once per election timeout to try again.
@@ -351,7 +384,8 @@ impl<L: Log> Node<L> {
         progress
     }
 
-    /// Runs the ready loop as far as it goes without waiting for the disk. Whether anything came out.
+    /// Runs the ready loop as far as it goes without waiting for the disk. Whether anything came out. It ends early with
+    /// a snapshot, which has to be dealt with before anything else: see `Output::snapshot`.
     ///
     /// # Errors
     /// Any error ends the member: the log failed, or the group agreed on something that cannot be applied.
@@ -366,6 +400,9 @@ impl<L: Log> Node<L> {
             self.release_held_reads();
             while self.raw.has_ready() {
                 self.handle_ready(out)?;
+                if out.snapshot.is_some() {
+                    return Ok(true);
+                }
             }
             self.durable = self.log.poll()?;
             if !self.confirm_durable(out) {
@@ -377,7 +414,9 @@ impl<L: Log> Node<L> {
 
     fn handle_ready(&mut self, out: &mut Output) -> Result<(), RaftError> {
         let mut ready = self.raw.ready();
-        assert!(ready.snapshot().is_empty(), "a snapshot came out of raft, but none is ever put in");
+        if !ready.snapshot().is_empty() {
+            self.take_snapshot(ready.snapshot().get_metadata(), out);
+        }
         let hard_state = ready.hs().map(transcode::hard_state_out);
         if hard_state.is_some() || !ready.entries().is_empty() {
             let entries = ready.entries().iter().map(transcode::entry_ref);
@@ -414,6 +453,18 @@ impl<L: Log> Node<L> {
         Ok(())
     }
 
+    /// Raft has taken a snapshot: the log goes on behind it.
+    fn take_snapshot(&mut self, metadata: &SnapshotMetadata, out: &mut Output) {
+        let said = transcode::metadata_out(metadata.clone());
+        let mark =
+            walpb::Snapshot { index: said.index, term: said.term, conf_state: said.conf_state.clone() };
+        self.barrier = self.log.append_snapshot(&mark);
+        let storage = self.raw.mut_store();
+        storage.reset(metadata.index, metadata.term);
+        storage.conf_state = metadata.get_conf_state().clone();
+        out.snapshot = Some(said);
+    }
+
     /// Tells raft which readies are durable and lets go what waited for them. Whether there were any.
     fn confirm_durable(&mut self, out: &mut Output) -> bool {
         let count = self.in_flight.iter().take_while(|ready| ready.ticket <= self.durable).count();
@@ -437,7 +488,13 @@ impl<L: Log> Node<L> {
             log.committed.min(log.persisted)
         );
         self.raw.advance_apply_to(index);
-        self.raw.mut_store().trim(index, self.tail_bytes);
+        let leads = self.raw.raft.state == StateRole::Leader;
+        let storage = self.raw.mut_store();
+        storage.note_applied(index);
+        storage.trim(index, self.tail_bytes);
+        if !leads {
+            storage.forget_fetched();
+        }
     }
 
     /// Applies a committed conf change (or, `None`, a rejected one) to the group, and gives the configuration that
@@ -457,7 +514,9 @@ impl<L: Log> Node<L> {
             }
             self.redraw();
         }
-        transcode::conf_state_out(self.raw.raft.prs().conf().to_conf_state())
+        let conf_state = self.raw.raft.prs().conf().to_conf_state();
+        self.raw.mut_store().conf_state = conf_state.clone();
+        transcode::conf_state_out(conf_state)
     }
 
     /// The store holds everything up to `index` durably (and the checkpoint before it everything up to
@@ -512,7 +571,7 @@ impl<L: Log> Node<L> {
     }
 
     /// Replaces an election timeout that raft drew itself.
-    fn redraw(&mut self) {
+    pub(crate) fn redraw(&mut self) {
         let raft = &mut self.raw.raft;
         if raft.randomized_election_timeout() >= 2 * self.jitter.ticks {
             raft.set_randomized_election_timeout(self.jitter.draw());

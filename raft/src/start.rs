@@ -147,7 +147,7 @@ fn check_entries(entries: &[Entry], first: u64, mut term: u64) -> Result<(), Raf
 }
 
 /// Raft stops the process on a configuration that contradicts itself, so it is looked at first.
-fn check_conf_state(state: &raftpb::ConfState) -> Result<(), RaftError> {
+pub(crate) fn check_conf_state(state: &raftpb::ConfState) -> Result<(), RaftError> {
     if !state.voters_outgoing.is_empty() || !state.learners_next.is_empty() || state.auto_leave == Some(true)
     {
         return Err(RaftError::Config("joint configurations are not in use".to_owned()));

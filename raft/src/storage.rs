@@ -1,21 +1,56 @@
-//! The end of the log in memory, as raft reads it.
+//! The log as raft reads it: its end in memory, the rest on the disk.
 //!
-//! Holds the entries after a compacted index, without gaps and with terms that never fall, and knows the term of
-//! the compacted index itself. What raft reads here is not always durable yet; the driver tells raft what is.
-//! Entries are dropped only once they are applied, and only when the tail is larger than its owner allows, so that
-//! a slow peer finds them as long as possible. An older entry is `Compacted`: this file never reads the disk.
+//! Holds the entries after a compacted index, without gaps and with terms that never fall, and knows the term of each
+//! of them and of the compacted index itself. The newest stand in memory (the tail); what raft reads there is not
+//! always durable yet; the driver tells raft what is. Entries leave the tail only once they are applied, and only when
+//! it is larger than its owner allows. Older ones are fetched: raft is told that they are on their way, the owner reads
+//! them back from the log, and they are kept here for a while, since a member that lags behind asks for the next ones.
+//!
+//! This file never reads the disk.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 
-use raft::eraftpb::{Entry, Snapshot};
+use raft::eraftpb::{ConfState, Entry, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
-/// The tail of the log, with the state that raft starts from.
+use crate::Fetch;
+
+/// Fetched stretches of the log that are kept: as many members may lag behind without reading anything twice.
+const FETCHED_MAX: usize = 4;
+/// Stretches that may be asked for; more are asked for again by raft itself.
+const WANTED_MAX: usize = 16;
+
+/// The log, with the state that raft starts from.
 pub(crate) struct LogStorage {
     start: RaftState,
+    /// (index, term) of the entry that was compacted last: what comes before is of no use to anybody.
     compacted: (u64, u64),
+    /// Where terms begin, (first index, term), of the entries between the compacted one and the tail.
+    terms: VecDeque<(u64, u64)>,
+    /// (index, term) of the entry before the tail's first.
+    before: (u64, u64),
     tail: VecDeque<Entry>,
     bytes: usize,
+    /// What a snapshot of the owner's state holds: (index, term) applied last, and the group as of there.
+    applied: (u64, u64),
+    pub(crate) conf_state: ConfState,
+    fetches: RefCell<Fetches>,
+}
+
+/// Entries before the tail that raft asked for.
+#[derive(Default)]
+struct Fetches {
+    wanted: VecDeque<Wanted>,
+    /// The first of `wanted` is being read.
+    running: bool,
+    /// Oldest first.
+    fetched: VecDeque<Vec<Entry>>,
+}
+
+struct Wanted {
+    low: u64,
+    context: GetEntriesContext,
 }
 
 /// Memory that an entry takes in the tail, in bytes.
@@ -26,42 +61,64 @@ pub(crate) fn cost(entry: &Entry) -> usize {
 impl LogStorage {
     /// A log that holds nothing after the compacted (index, term).
     pub(crate) fn new(start: RaftState, compacted: (u64, u64)) -> LogStorage {
-        LogStorage { start, compacted, tail: VecDeque::new(), bytes: 0 }
+        LogStorage {
+            conf_state: start.conf_state.clone(),
+            start,
+            compacted,
+            terms: VecDeque::new(),
+            before: compacted,
+            tail: VecDeque::new(),
+            bytes: 0,
+            applied: (0, 0),
+            fetches: RefCell::default(),
+        }
     }
 
-    /// Index of the first entry that is here, were it there.
+    /// Index of the first entry that is here or on the disk, were it there.
     pub(crate) fn first(&self) -> u64 {
         self.compacted.0 + 1
     }
 
-    /// Index of the last entry; the compacted index when there is none.
-    pub(crate) fn last(&self) -> u64 {
-        self.compacted.0 + self.tail.len() as u64
+    /// Index of the first entry of the tail, were it there.
+    fn tail_first(&self) -> u64 {
+        self.before.0 + 1
     }
 
-    /// Term of an entry that is here or was compacted last.
+    /// Index of the last entry; the compacted index when there is none.
+    pub(crate) fn last(&self) -> u64 {
+        self.before.0 + self.tail.len() as u64
+    }
+
+    /// Term of an entry that is here or on the disk, or was compacted last.
     pub(crate) fn term_of(&self, index: u64) -> Option<u64> {
+        if index == self.before.0 {
+            return Some(self.before.1);
+        }
         if index == self.compacted.0 {
             return Some(self.compacted.1);
         }
-        self.get(index).map(|entry| entry.term)
+        if index > self.before.0 {
+            return self.get(index).map(|entry| entry.term);
+        }
+        let at = self.terms.partition_point(|(first, _)| *first <= index);
+        at.checked_sub(1).filter(|_| index > self.compacted.0).map(|at| self.terms[at].1)
     }
 
     /// Appends entries; those that stand from the first one's index on give way.
     pub(crate) fn append(&mut self, entries: Vec<Entry>) {
         let Some(first) = entries.first() else { return };
         assert!(
-            first.index > self.compacted.0 && first.index <= self.last() + 1,
+            first.index > self.before.0 && first.index <= self.last() + 1,
             "raft entry {} does not follow the log {}..={}",
             first.index,
-            self.first(),
+            self.tail_first(),
             self.last()
         );
         while self.last() >= first.index {
             let entry = self.tail.pop_back().expect("the last index is above the compacted one");
             self.bytes -= cost(&entry);
         }
-        let mut next = (first.index, self.tail.back().map_or(self.compacted.1, |entry| entry.term));
+        let mut next = (first.index, self.tail.back().map_or(self.before.1, |entry| entry.term));
         self.tail.reserve(entries.len());
         for entry in entries {
             assert!(entry.index == next.0, "raft entry {} where {} is due", entry.index, next.0);
@@ -78,19 +135,121 @@ impl LogStorage {
         }
     }
 
-    /// Drops the oldest entries up to `applied` until the tail takes `limit` bytes at most.
+    /// Drops the oldest entries up to `applied` from the tail until it takes `limit` bytes at most.
     pub(crate) fn trim(&mut self, applied: u64, limit: usize) {
-        while self.bytes > limit && self.compacted.0 < applied {
+        while self.bytes > limit && self.before.0 < applied {
             let Some(entry) = self.tail.pop_front() else { return };
             self.bytes -= cost(&entry);
-            self.compacted = (entry.index, entry.term);
+            if self.terms.back().is_none_or(|(_, term)| *term != entry.term) {
+                self.terms.push_back((entry.index, entry.term));
+            }
+            self.before = (entry.index, entry.term);
+        }
+    }
+
+    /// Nobody gets entries up to `index` any more, nor those after it that are applied and that the disk has lost.
+    pub(crate) fn compact(&mut self, index: u64) {
+        let Some(term) = self.term_of(index).filter(|_| index > self.compacted.0) else { return };
+        self.trim(index, 0);
+        self.compacted = (index, term);
+        while self.terms.get(1).is_some_and(|(first, _)| *first <= index + 1) {
+            self.terms.pop_front();
+        }
+        if index >= self.before.0 {
+            self.terms.clear();
+        }
+    }
+
+    /// Everything up to (index, term) stands in a snapshot, and nothing of the log here counts any more.
+    pub(crate) fn reset(&mut self, index: u64, term: u64) {
+        let start = std::mem::take(&mut self.start);
+        let conf_state = std::mem::take(&mut self.conf_state);
+        *self = LogStorage { conf_state, ..LogStorage::new(start, (index, term)) };
+    }
+
+    /// The owner has applied everything up to this entry.
+    pub(crate) fn note_applied(&mut self, index: u64) {
+        if let Some(term) = self.term_of(index) {
+            self.applied = (index, term);
         }
     }
 
     fn get(&self, index: u64) -> Option<&Entry> {
-        let at = index.checked_sub(self.first())?;
+        let at = index.checked_sub(self.tail_first())?;
         self.tail.get(usize::try_from(at).ok()?)
     }
+
+    /// The next stretch to be read back. Its outcome goes to `fetched`.
+    pub(crate) fn begin_fetch(&mut self) -> Option<Fetch> {
+        let to = self.tail_first();
+        let fetches = self.fetches.get_mut();
+        if fetches.running {
+            return None;
+        }
+        let from = fetches.wanted.front()?.low;
+        fetches.running = true;
+        Some(Fetch { from, to, terms: self.terms.iter().copied().collect() })
+    }
+
+    /// Takes what was read back, None when it cannot be; then nobody gets it, nor what comes before it. What raft is to
+    /// be told, if anything.
+    pub(crate) fn fetched(&mut self, entries: Option<Vec<Entry>>) -> Option<GetEntriesContext> {
+        let fetches = self.fetches.get_mut();
+        fetches.running = false;
+        let wanted = fetches.wanted.pop_front()?;
+        match entries {
+            Some(entries) if entries.first().is_some_and(|entry| entry.index == wanted.low) => {
+                fetches.fetched.push_back(entries);
+                if fetches.fetched.len() > FETCHED_MAX {
+                    fetches.fetched.pop_front();
+                }
+            }
+            _ => self.compact(self.before.0),
+        }
+        Some(wanted.context)
+    }
+
+    /// What was read back is of no use any more, as when this member does not lead.
+    pub(crate) fn forget_fetched(&mut self) {
+        let fetches = self.fetches.get_mut();
+        fetches.fetched.clear();
+        fetches.wanted.truncate(usize::from(fetches.running));
+    }
+
+    /// Entries before the tail: what was fetched, or the wish that they be.
+    fn older(&self, low: u64, high: u64, limit: u64, context: GetEntriesContext) -> raft::Result<Vec<Entry>> {
+        let mut fetches = self.fetches.borrow_mut();
+        for stretch in &fetches.fetched {
+            let first = stretch.first().map_or(u64::MAX, |entry| entry.index);
+            if (first..first.saturating_add(stretch.len() as u64)).contains(&low) {
+                let from = (low - first) as usize;
+                let to = stretch.len().min((high - first) as usize);
+                return Ok(limited(stretch[from..to].iter(), limit));
+            }
+        }
+        if !context.can_async() {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        }
+        let is_new = fetches.wanted.iter().all(|wanted| wanted.low != low);
+        if is_new && fetches.wanted.len() < WANTED_MAX {
+            fetches.wanted.push_back(Wanted { low, context });
+        }
+        Err(raft::Error::Store(StorageError::LogTemporarilyUnavailable))
+    }
+}
+
+/// Entries up to the limit in bytes; one always goes, however large.
+fn limited<'e>(entries: impl Iterator<Item = &'e Entry>, limit: u64) -> Vec<Entry> {
+    let mut out = Vec::new();
+    let mut bytes = 0;
+    for entry in entries {
+        bytes += cost(entry) as u64;
+        if bytes > limit && !out.is_empty() {
+            break;
+        }
+        out.push(entry.clone());
+    }
+    out
 }
 
 impl Storage for LogStorage {
@@ -103,7 +262,7 @@ impl Storage for LogStorage {
         low: u64,
         high: u64,
         max_size: impl Into<Option<u64>>,
-        _context: GetEntriesContext,
+        context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
         if low < self.first() {
             return Err(raft::Error::Store(StorageError::Compacted));
@@ -112,19 +271,12 @@ impl Storage for LogStorage {
             return Err(raft::Error::Store(StorageError::Unavailable));
         }
         let limit = max_size.into().unwrap_or(u64::MAX);
-        let from = (low - self.first()) as usize;
-        let to = (high - self.first()) as usize;
-        let mut entries = Vec::with_capacity(if limit == u64::MAX { to - from } else { 0 });
-        let mut bytes = 0;
-        for entry in self.tail.range(from..to) {
-            // One entry always goes, however large.
-            bytes += cost(entry) as u64;
-            if bytes > limit && !entries.is_empty() {
-                break;
-            }
-            entries.push(entry.clone());
+        if low < self.tail_first() && low < high {
+            return self.older(low, high, limit, context);
         }
-        Ok(entries)
+        let from = (low - self.tail_first()) as usize;
+        let to = (high - self.tail_first()) as usize;
+        Ok(limited(self.tail.range(from..to), limit))
     }
 
     fn term(&self, index: u64) -> raft::Result<u64> {
@@ -142,9 +294,17 @@ impl Storage for LogStorage {
         Ok(self.last())
     }
 
-    /// Snapshots travel outside of raft's log; until one is at hand a peer that needs one waits.
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    /// Only what it says of itself: the state travels beside raft's log.
+    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        let (index, term) = self.applied;
+        if index == 0 || index < request_index || index < self.compacted.0 {
+            return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        }
+        let mut snapshot = Snapshot::default();
+        let metadata = snapshot.mut_metadata();
+        (metadata.index, metadata.term) = (index, term);
+        metadata.set_conf_state(self.conf_state.clone());
+        Ok(snapshot)
     }
 }
 
@@ -201,13 +361,65 @@ mod tests {
     fn trims_applied_entries_only_and_only_above_the_limit() {
         let mut storage = storage();
         storage.trim(6, usize::MAX);
-        assert_eq!(storage.first(), 5);
+        assert_eq!(storage.tail_first(), 5);
         storage.trim(6, 0);
-        assert_eq!((storage.first(), storage.last(), storage.term_of(6)), (7, 7, Some(3)));
+        assert_eq!((storage.tail_first(), storage.last(), storage.first()), (7, 7, 5));
+        assert_eq!([4, 5, 6, 7].map(|index| storage.term_of(index)), [2, 2, 3, 3].map(Some));
         storage.trim(7, 0);
         assert_eq!((storage.last(), storage.term_of(7), storage.bytes), (7, Some(3), 0));
         storage.append(vec![entry(8, 3, 1)]);
         assert_eq!(read(&storage, 8, 9, None), Ok(vec![8]));
+    }
+
+    #[test]
+    fn what_left_the_tail_is_fetched_and_what_is_compacted_is_gone() {
+        let unavailable = Err(raft::Error::Store(StorageError::LogTemporarilyUnavailable));
+        let fetch = |storage: &LogStorage, low, high| {
+            let entries = storage.entries(low, high, u64::MAX, GetEntriesContext::empty(true))?;
+            Ok(entries.iter().map(|entry| entry.index).collect::<Vec<_>>())
+        };
+        let mut storage = storage();
+        storage.trim(6, 0);
+        assert_eq!(storage.begin_fetch(), None);
+        assert_eq!(fetch(&storage, 5, 8), unavailable);
+        assert_eq!(fetch(&storage, 5, 8), unavailable, "asked for already");
+        let terms = vec![(5, 2), (6, 3)];
+        assert_eq!(storage.begin_fetch(), Some(Fetch { from: 5, to: 7, terms }));
+        assert_eq!(storage.begin_fetch(), None, "it is being read");
+        assert!(storage.fetched(Some(vec![entry(5, 2, 10), entry(6, 3, 10)])).is_some());
+        assert_eq!(fetch(&storage, 5, 8), Ok(vec![5, 6]));
+        assert_eq!(fetch(&storage, 6, 8), Ok(vec![6]));
+        assert_eq!(fetch(&storage, 7, 8), Ok(vec![7]));
+        assert_eq!(storage.begin_fetch(), None);
+        storage.forget_fetched();
+        assert_eq!(fetch(&storage, 6, 8), unavailable);
+        assert!(storage.begin_fetch().is_some() && storage.fetched(None).is_some());
+        let compacted = Err(raft::Error::Store(StorageError::Compacted));
+        assert_eq!(fetch(&storage, 6, 8), compacted, "the disk has lost it");
+        assert_eq!((storage.first(), storage.term_of(6), storage.term_of(5)), (7, Some(3), None));
+        storage.compact(7);
+        assert_eq!((storage.first(), storage.last(), storage.term_of(7)), (8, 7, Some(3)));
+    }
+
+    #[test]
+    fn compaction_keeps_the_terms_of_what_stays() {
+        let mut storage = LogStorage::new(RaftState::default(), (0, 0));
+        let terms = [1, 1, 2, 2, 4, 4, 4, 9];
+        storage.append((1..).zip(terms).map(|(index, term)| entry(index, term, 1)).collect());
+        storage.trim(7, 0);
+        for compacted in 0..8 {
+            storage.compact(compacted);
+            for index in 1..=8u64 {
+                let known = (index >= compacted).then(|| terms[index as usize - 1]);
+                assert_eq!(storage.term_of(index), known, "{index} with {compacted} compacted");
+            }
+        }
+        storage.note_applied(7);
+        let snapshot = storage.snapshot(0, 1).unwrap();
+        assert_eq!((snapshot.get_metadata().index, snapshot.get_metadata().term), (7, 4));
+        assert!(storage.snapshot(8, 1).is_err(), "it is not applied yet");
+        storage.reset(20, 9);
+        assert_eq!((storage.first(), storage.last(), storage.term_of(20)), (21, 20, Some(9)));
     }
 
     #[test]

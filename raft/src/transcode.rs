@@ -219,14 +219,15 @@ fn snapshot_in(snapshot: raftpb::Snapshot) -> eraftpb::Snapshot {
 }
 
 fn snapshot_out(mut snapshot: eraftpb::Snapshot) -> raftpb::Snapshot {
-    let mut metadata = snapshot.take_metadata();
-    raftpb::Snapshot {
-        data: some_bytes(snapshot.data),
-        metadata: Some(raftpb::SnapshotMetadata {
-            conf_state: Some(conf_state_out(metadata.take_conf_state())),
-            index: Some(metadata.index),
-            term: Some(metadata.term),
-        }),
+    let metadata = Some(metadata_out(snapshot.take_metadata()));
+    raftpb::Snapshot { data: some_bytes(snapshot.data), metadata }
+}
+
+pub(crate) fn metadata_out(mut metadata: eraftpb::SnapshotMetadata) -> raftpb::SnapshotMetadata {
+    raftpb::SnapshotMetadata {
+        conf_state: Some(conf_state_out(metadata.take_conf_state())),
+        index: Some(metadata.index),
+        term: Some(metadata.term),
     }
 }
 

@@ -273,33 +273,109 @@ fn chaos(sim: &mut Sim, steps: u32) {
 }
 
 #[test]
+fn a_leader_whose_disk_hangs_lets_another_lead() {
+    let mut sim = Sim::new(3, 11);
+    let first = sim.elect();
+    sim.log(first).hold(true);
+    sim.propose(first, "a");
+    let mut ticks = 0;
+    while sim.leader().is_none_or(|leader| leader == first) {
+        sim.tick_all();
+        sim.settle();
+        ticks += 1;
+        assert!(ticks < 100, "nobody else leads");
+    }
+    assert!(ticks > 10, "a disk may be slow for an election timeout");
+    assert_eq!(sim.normal(first), [""; 0], "it is not durable there");
+    let second = sim.leader().unwrap();
+    sim.propose(second, "b");
+    sim.settle();
+    assert_eq!(sim.normal(second), ["a", "b"]);
+    for _ in 0..30 {
+        sim.tick_all();
+        sim.settle();
+    }
+    assert_eq!(sim.leader(), Some(second), "who hangs does not stand for election");
+    sim.log(first).hold(false);
+    sim.tick_all();
+    sim.settle();
+    assert_eq!(sim.normal(first), ["a", "b"]);
+}
+
+#[test]
+fn leadership_is_handed_over() {
+    let mut sim = Sim::new(3, 12);
+    let first = sim.elect();
+    let next = first % 3 + 1;
+    sim.node(first).transfer_leader(next);
+    assert!(matches!(sim.node(first).propose(Bytes::new()), Err(RaftError::Dropped)));
+    sim.settle();
+    assert_eq!(sim.leader(), Some(next));
+    let progress = sim.node(next).progress();
+    let last = sim.node(next).status().last;
+    assert_eq!(progress, [(1, last), (2, last), (3, last)]);
+    assert_eq!(sim.node(first).progress(), []);
+}
+
+#[test]
+fn members_that_lag_are_served_from_the_disk_and_by_snapshots() {
+    let (mut fetches, mut installed) = (0, 0);
+    for seed in 0..60 {
+        let mut sim = Sim::with_tail(3, seed, 300);
+        for round in 0..6 {
+            chaos(&mut sim, 100);
+            // Now and then the disks keep only what is left in memory.
+            for id in 1..=3 {
+                let applied = sim.members[&id].store.applied;
+                if let Some(node) = sim.members.get_mut(&id).unwrap().node.as_mut()
+                    && (round + id) % 3 == 0
+                {
+                    node.compact(applied.saturating_sub(2));
+                }
+            }
+        }
+        end_in_agreement(&mut sim);
+        (fetches, installed) = (fetches + sim.fetches, installed + sim.installed);
+    }
+    assert!(fetches > 60 && installed > 20, "{fetches} fetches, {installed} snapshots");
+}
+
+/// Everybody comes back, and agrees on all that was ever applied.
+fn end_in_agreement(sim: &mut Sim) {
+    let seed = sim.seed;
+    sim.cut.clear();
+    for id in 1..=3 {
+        sim.log(id).hold(false);
+        if sim.members[&id].node.is_none() {
+            sim.restart(id);
+        }
+    }
+    let leader = sim.elect();
+    sim.propose(leader, "end");
+    sim.settle();
+    for _ in 0..30 {
+        sim.tick_all();
+        sim.settle();
+    }
+    // `agreed` holds whatever any member applied at any time, and `run` compares each entry with it.
+    let last = *sim.agreed.keys().last().unwrap();
+    for id in 1..=3 {
+        assert_eq!(sim.members[&id].store.applied, last, "seed {seed}: member {id}");
+        assert_eq!(sim.normal(id).last().unwrap(), "end", "seed {seed}: member {id}");
+        assert_eq!(sim.normal(id), sim.normal(leader), "seed {seed}: member {id}");
+    }
+}
+
+#[test]
 fn nothing_that_was_applied_anywhere_is_lost() {
     let (mut terms, mut entries) = (0, 0);
     for seed in 0..60 {
         let mut sim = Sim::new(3, seed);
-        chaos(&mut sim, 600);
-        sim.cut.clear();
-        for id in 1..=3 {
-            sim.log(id).hold(false);
-            if sim.members[&id].node.is_none() {
-                sim.restart(id);
-            }
-        }
-        let leader = sim.elect();
-        sim.propose(leader, "end");
-        sim.settle();
-        for _ in 0..3 {
-            sim.tick_all();
-            sim.settle();
-        }
-        // `agreed` holds whatever any member applied at any time, and `run` compares each entry with it.
+        chaos(&mut sim, 700);
+        end_in_agreement(&mut sim);
         let last = *sim.agreed.keys().last().unwrap();
         terms += sim.agreed[&last].term;
         entries += last;
-        for id in 1..=3 {
-            assert_eq!(sim.members[&id].store.applied, last, "seed {seed}: member {id}");
-            assert_eq!(sim.normal(id).last().unwrap(), "end", "seed {seed}: member {id}");
-        }
     }
     // The storm was one: leaders fell, and work was done all the same.
     assert!(terms > 60 * 5 && entries > 60 * 20, "{terms} terms, {entries} entries");

@@ -42,7 +42,7 @@ fn wrong_messages_are_refused_by_name() {
         (message(MsgStorageAppend, 2, 3), "members do not exchange this type"),
         (message(MsgApp, 2, 0), "it has no term"),
         (message(MsgVote, 2, u64::MAX), "a term or index is beyond reason"),
-        (message(MsgSnap, 2, 3), "snapshots are not taken from peers"),
+        (message(MsgSnap, 2, 3), "a snapshot came without its state"),
         (message(MsgProp, 2, 0), "it proposes nothing"),
         (message(MsgReadIndex, 2, 0), "0 entries instead of one"),
         (append(9, 0, vec![]), "entry 9 has no term 0"),
@@ -73,6 +73,45 @@ fn wrong_messages_are_refused_by_name() {
         error.to_string(),
         "raft message of type 0 from member ab refused: members do not exchange this type"
     );
+}
+
+fn snapshot(from: u64, term: u64, index: u64, of_term: u64, voters: &[u64]) -> raftpb::Message {
+    let conf_state = raftpb::ConfState { voters: voters.to_vec(), ..Default::default() };
+    let metadata =
+        raftpb::SnapshotMetadata { conf_state: Some(conf_state), index: Some(index), term: Some(of_term) };
+    let snapshot = raftpb::Snapshot { data: None, metadata: Some(metadata) };
+    raftpb::Message { snapshot: Some(snapshot), ..message(MessageType::MsgSnap, from, term) }
+}
+
+#[test]
+fn wrong_snapshots_are_refused_by_name() {
+    let mut sim = Sim::new(3, 0);
+    let cases = [
+        (message(MessageType::MsgApp, 2, 3), "it is no snapshot"),
+        (snapshot(2, 3, 0, 2, &[1]), "its snapshot is of entry 0 of term 0"),
+        (snapshot(2, 3, 9, 4, &[1]), "its snapshot is of entry 9 of term 4"),
+        (snapshot(2, 3, u64::MAX, 2, &[1]), "its snapshot is of entry 18446744073709551615 of term 2"),
+        (snapshot(2, 3, 9, 2, &[2, 3]), "its snapshot is of a group without this member"),
+        (snapshot(2, 3, 9, 2, &[1, 1]), "raft configuration: member 1 stands twice in it, or is none"),
+    ];
+    for (wrong, expected) in cases {
+        for outcome in
+            [sim.node(1).needs_snapshot(&wrong).map(|_| ()), sim.node(1).offer_snapshot(wrong.clone())]
+        {
+            match outcome {
+                Err(RaftError::Message { from: 2, reason, .. }) => assert_eq!(reason, expected),
+                other => panic!("{expected}: {other:?}"),
+            }
+        }
+    }
+    assert_eq!(sim.node(1).status().term, 1, "nothing happened");
+    for (message, needed) in [
+        (snapshot(2, 3, 9, 2, &[1, 2]), true),
+        (snapshot(2, 3, 3, 1, &[1, 2]), false),
+        (snapshot(2, 1, 9, 1, &[1, 2]), true),
+    ] {
+        assert_eq!(sim.node(1).needs_snapshot(&message).unwrap(), needed, "{message:?}");
+    }
 }
 
 #[test]
@@ -140,11 +179,29 @@ fn no_message_ends_the_process() {
                 4 => drop(node.propose(Bytes::from_static(b"x"))),
                 5 => node.read_index(random.below(3)),
                 6 => node.campaign().unwrap(),
+                7 if random.below(4) == 0 => {
+                    let term = 1 + random.below(5);
+                    let voters = [1, 2, 3, 4].map(|id| id * (1 + random.below(6) / 5));
+                    let (index, of_term) = (random.below(9), random.below(6));
+                    drop(node.offer_snapshot(snapshot(2, term, index, of_term, &voters)));
+                }
                 _ => drop(node.step(random_message(&mut random))),
             }
             if node.poll(&mut out).is_err() {
                 ended += 1;
                 break;
+            }
+            if node.begin_fetch().is_some() {
+                node.fetched(None);
+            }
+            if let Some(metadata) = out.snapshot.take() {
+                out.committed.clear();
+                node.flush().unwrap();
+                if node.poll(&mut out).is_err() {
+                    ended += 1;
+                    break;
+                }
+                node.applied(metadata.index());
             }
             for entry in out.committed.drain(..) {
                 if let Body::ConfChange(change) = entry.body {

@@ -212,7 +212,7 @@ impl Wal {
         }
         let (crc, last_index) = (reader.crc(), reader.last_index);
         let replay = reader.into_replay(dir)?;
-        let held = held.into_iter().map(|(name, segment)| Held { name, _segment: Arc::new(segment) });
+        let held = held.into_iter().map(|(name, segment)| Held { name, segment: Arc::new(segment) });
         let seed = Seed {
             metadata: replay.metadata,
             state: State::of(&replay.hard_state),

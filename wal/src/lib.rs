@@ -21,6 +21,7 @@ mod log_file;
 mod names;
 mod pace;
 mod prepare;
+mod read_back;
 mod record;
 mod recover;
 mod segment;
@@ -35,6 +36,7 @@ use trilith_proto::{raftpb, walpb};
 
 pub use error::WalError;
 pub use log_file::Wal;
+pub use read_back::EntryReader;
 pub use stats::{SYNC_BUCKETS_MICROS, Stats, SyncTimes};
 
 /// How many batches may be under way together. Recovery relies on it: see `recover`.
@@ -100,7 +102,10 @@ pub struct Replay {
     pub metadata: Metadata,
     /// The newest hard state; all zeros if none was written.
     pub hard_state: raftpb::HardState,
-    /// Entries with an index above the one asked for, without gaps, the first following it.
+    /// Index of the state that the entries follow: the one asked for, or that of a snapshot that was installed since,
+    /// whose mark stands among `snapshots`.
+    pub after: u64,
+    /// Entries with an index above that, without gaps, the first following it.
     pub entries: Vec<raftpb::Entry>,
     /// Every snapshot mark in the segments that were read, in order. Segments that hold only entries up to the
     /// index asked for are not read.

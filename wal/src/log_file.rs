@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use prost::Message;
@@ -61,7 +61,7 @@ impl State {
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) name: Name,
-    pub(crate) _segment: Arc<Segment>,
+    pub(crate) segment: Arc<Segment>,
 }
 
 /// What waits for its turn, in order.
@@ -139,7 +139,7 @@ impl Wal {
     ) -> Result<Wal, WalError> {
         let Seed { metadata, state, crc, last_index, position, mut held, newest, released } = seed;
         let seq = newest.seq;
-        held.push_back(Held { name: newest, _segment: segment.clone() });
+        held.push_back(Held { name: newest, segment: segment.clone() });
         let mut wal = Wal {
             options,
             io,
@@ -342,7 +342,7 @@ impl Wal {
             self.segment = installed?;
             let name = self.installing.take();
             let name = name.expect("the preparer answers only what it was asked, one at a time");
-            self.held.push_back(Held { name, _segment: self.segment.clone() });
+            self.held.push_back(Held { name, segment: self.segment.clone() });
             self.prepared = false;
             let zeroed = self.segment.frontier();
             if zeroed != ALL && self.preparer.takes_unwritten() {
@@ -480,6 +480,14 @@ impl Wal {
         let Some(oldest) = self.released.pop_front() else { return Ok(false) };
         self.preparer.recycle(oldest)?;
         Ok(true)
+    }
+
+    pub(crate) fn held(&self) -> &VecDeque<Held> {
+        &self.held
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.options.dir
     }
 
     /// "io_uring" or "sync".

@@ -182,6 +182,12 @@ fn length_field(len: usize) -> u64 {
     len as u64 | top << 56
 }
 
+/// Bytes of the frame that begins with this length field, if that is one.
+pub(crate) fn frame_len(field: [u8; LENGTH_BYTES]) -> usize {
+    let field = u64::from_le_bytes(field);
+    LENGTH_BYTES + (field & ((1 << 56) - 1)) as usize + (field >> 56 & 7) as usize
+}
+
 /// A well-formed record.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Record<'a> {

@@ -126,8 +126,10 @@ enum Bad<'a> {
 /// Reads segments one after the other.
 #[derive(Debug)]
 pub(crate) struct Reader {
-    /// The index that the caller holds the state of.
+    /// The index that the caller holds the state of; or that of a snapshot that the log goes on behind.
     after: u64,
+    /// The term of the entry there, where the log has it.
+    after_term: Option<u64>,
     /// The running value; None before the first crc record.
     crc: Option<u32>,
     metadata: Option<Metadata>,
@@ -142,6 +144,7 @@ impl Reader {
     pub(crate) fn new(after: u64, first: &Name) -> Reader {
         Reader {
             after,
+            after_term: None,
             crc: None,
             metadata: None,
             hard_state: raftpb::HardState::default(),
@@ -159,8 +162,8 @@ impl Reader {
     pub(crate) fn into_replay(self, dir: &Path) -> Result<Replay, WalError> {
         let missing = || WalError::Missing { path: dir.to_owned(), what: "the log has no metadata".into() };
         let metadata = self.metadata.ok_or_else(missing)?;
-        let Reader { hard_state, entries, snapshots, last_index, .. } = self;
-        Ok(Replay { metadata, hard_state, entries, snapshots, last_index })
+        let Reader { after, hard_state, entries, snapshots, last_index, .. } = self;
+        Ok(Replay { metadata, after, hard_state, entries, snapshots, last_index })
     }
 
     /// Takes every good record of a segment and judges the place where they end.
@@ -286,7 +289,7 @@ impl Reader {
                 let Ok(conf_state) = conf_state.map(raftpb::ConfState::decode).transpose() else {
                     return Err(malformed("a snapshot mark has a malformed configuration"));
                 };
-                self.last_index = self.last_index.max(index);
+                self.take_mark(index, term);
                 self.snapshots.push(walpb::Snapshot { index: Some(index), term: Some(term), conf_state });
             }
             other => return Err(malformed(&format!("record type {other} is unknown"))),
@@ -294,11 +297,30 @@ impl Reader {
         Ok(())
     }
 
+    /// A mark of a checkpoint names an entry that stands before it. One that names another, or none, is that of a snapshot
+    /// that a leader sent: the log goes on behind it, and nothing that it held before counts.
+    fn take_mark(&mut self, index: u64, term: u64) {
+        let installed = match index.checked_sub(self.after) {
+            None => false,
+            Some(0) => self.after_term.is_some_and(|known| known != term),
+            Some(place) => {
+                let held = usize::try_from(place - 1).ok().and_then(|at| self.entries.get(at));
+                held.is_none_or(|entry| entry.term != Some(term))
+            }
+        };
+        if installed {
+            self.entries.clear();
+            (self.after, self.after_term, self.last_index) = (index, Some(term), index);
+        }
+        self.last_index = self.last_index.max(index);
+    }
+
     /// Puts an entry at its place; false if its term is lower than that of the entry before it.
     fn take_entry(&mut self, name: &Name, at: usize, entry: raftpb::Entry) -> Result<bool, WalError> {
         let index = entry.index.unwrap_or(0);
         self.last_index = index;
         if index <= self.after {
+            self.after_term = entry.term.filter(|_| index == self.after);
             return Ok(true);
         }
         let place = index - self.after - 1;

@@ -45,7 +45,11 @@ fn written(rng: &mut Rng) -> (SimDisk, Options, Appended) {
             appended.push((term, index, data));
         }
         match rng.below(6) {
-            0 => drop(wal.append_snapshot(&mark(index, term))),
+            // A checkpoint's mark names an entry as it stands; any other is that of an installed snapshot.
+            0 => {
+                let of = appended.iter().rfind(|e| e.1 == index).map_or(0, |e| e.0);
+                wal.append_snapshot(&mark(index, of));
+            }
             1..4 => drop(wal.flush().unwrap()),
             _ => {}
         }
@@ -93,11 +97,15 @@ fn open(options: &Options, after: u64) -> Option<Appended> {
         Err(e) => panic!("no error that bytes on disk can cause: {e}"),
     };
     let mut found = flat(&replay.entries);
+    // A mark that names no entry is that of a snapshot: the log goes on behind it.
+    let begins = replay.after;
+    let marked = replay.snapshots.iter().any(|mark| mark.index == Some(begins));
+    assert!(begins == after || begins > after && marked);
     for (place, e) in (1..).zip(&found) {
-        assert_eq!(Some(e.1), after.checked_add(place), "entries follow each other");
+        assert_eq!(Some(e.1), begins.checked_add(place), "entries follow each other");
     }
     assert!(found.windows(2).all(|w| w[0].0 <= w[1].0), "terms never fall");
-    let last = found.last().map_or((1, after), |e| (e.0, e.1));
+    let last = found.last().map_or((1, begins), |e| (e.0, e.1));
     // An index at the end of its range has no successor.
     if let Some(next) = last.1.checked_add(1) {
         wal.append([entry(last.0, next, b"more")], None, true);

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use prost::Message as _;
 use trilith_proto::{raftpb, walpb};
-use trilith_raft::{Body, Committed, Config, Log, Node, Output};
+use trilith_raft::{Body, Committed, Config, Fetch, Log, Node, Output};
 use trilith_wal::{EntryRef, Replay, Ticket, WalError};
 
 pub struct Random(pub u64);
@@ -53,6 +53,12 @@ impl SimLog {
         let mut written = self.0.borrow_mut();
         written.durable = (written.durable + count).min(written.batches.len());
     }
+    /// Entries that are durable, up to three of them.
+    pub fn read(&self, fetch: &Fetch) -> Option<Vec<raftpb::Entry>> {
+        let entries = durable_entries(&self.0.borrow());
+        let found = entries.range(fetch.from..fetch.to).take(3).map(|(_, entry)| entry.clone());
+        Some(found.collect()).filter(|found: &Vec<_>| !found.is_empty())
+    }
     pub fn unsynced(&self) -> usize {
         let written = self.0.borrow();
         written.batches.len() - written.durable
@@ -71,13 +77,34 @@ impl SimLog {
                     let first = replay.entries.first().map_or(entry.index, |first| first.index).unwrap();
                     replay.entries.truncate((entry.index.unwrap() - first) as usize);
                     replay.entries.push(entry.clone());
+                    replay.last_index = entry.index.unwrap();
                 }
                 Record::HardState(state) => replay.hard_state = *state,
-                Record::Mark(mark) => replay.snapshots.push(mark.clone()),
+                Record::Mark(mark) => {
+                    let named = replay.entries.iter().any(|e| (e.index, e.term) == (mark.index, mark.term));
+                    if !named {
+                        // Of a snapshot that was installed.
+                        replay.entries.clear();
+                    }
+                    replay.last_index = replay.last_index.max(mark.index.unwrap());
+                    replay.snapshots.push(mark.clone());
+                }
             }
         }
         replay
     }
+}
+
+/// The newest of each entry that is durable.
+fn durable_entries(written: &Written) -> BTreeMap<u64, raftpb::Entry> {
+    let mut entries = BTreeMap::new();
+    for record in &written.records[..durable_records(written)] {
+        if let Record::Entry(entry) = record {
+            entries.split_off(&entry.index.unwrap());
+            entries.insert(entry.index.unwrap(), entry.clone());
+        }
+    }
+    entries
 }
 
 fn durable_records(written: &Written) -> usize {
@@ -179,10 +206,20 @@ pub struct Sim {
     pub agreed: BTreeMap<u64, Committed>,
     pub trace: Vec<String>,
     starts: u64,
+    /// The state of every snapshot that was sent, by its index.
+    pub snapshots: BTreeMap<u64, Store>,
+    /// Memory for the tails of logs, in bytes.
+    pub tail_bytes: usize,
+    pub fetches: u64,
+    pub installed: u64,
 }
 
 impl Sim {
     pub fn new(count: u64, seed: u64) -> Sim {
+        Sim::with_tail(count, seed, 1 << 20)
+    }
+
+    pub fn with_tail(count: u64, seed: u64, tail_bytes: usize) -> Sim {
         let mut sim = Sim {
             members: BTreeMap::new(),
             network: Vec::new(),
@@ -192,10 +229,15 @@ impl Sim {
             agreed: BTreeMap::new(),
             trace: Vec::new(),
             starts: 0,
+            snapshots: BTreeMap::new(),
+            tail_bytes,
+            fetches: 0,
+            installed: 0,
         };
         for id in 1..=count {
             let log = SimLog::default();
-            let node = Node::bootstrap(config(id, seed), log.clone(), &peers(count)).unwrap();
+            let config = Config { tail_bytes, ..config(id, seed) };
+            let node = Node::bootstrap(config, log.clone(), &peers(count)).unwrap();
             let (store, checkpoint) = (Store::default(), Store::default());
             sim.members.insert(id, Member { node: Some(node), log, store, checkpoint, reads: Vec::new() });
         }
@@ -221,8 +263,32 @@ impl Sim {
         loop {
             let member = self.members.get_mut(&id).unwrap();
             let Some(node) = member.node.as_mut() else { return };
-            if !node.poll(&mut out).unwrap() {
+            let progressed = node.poll(&mut out).unwrap();
+            let fetch = node.begin_fetch();
+            if let Some(fetch) = &fetch {
+                self.fetches += 1;
+                node.fetched(member.log.read(fetch));
+            }
+            if !progressed && fetch.is_none() {
                 return;
+            }
+            if let Some(metadata) = out.snapshot.take() {
+                node.flush().unwrap();
+                self.installed += 1;
+                self.trace.push(format!("{id} installs {}", metadata.index()));
+                member.store = self.snapshots[&metadata.index()].clone();
+                member.checkpoint = member.store.clone();
+                assert_eq!((member.store.applied, member.store.term), (metadata.index(), metadata.term()));
+                assert_eq!(Some(&member.store.conf_state), metadata.conf_state.as_ref());
+                out.committed.clear();
+                node.poll(&mut out).unwrap();
+                node.applied(metadata.index());
+            }
+            // Sent before what is committed is applied: they are of the state as it is.
+            for message in out.messages.iter().filter(|m| m.r#type() == raftpb::MessageType::MsgSnap) {
+                let metadata = message.snapshot.as_ref().unwrap().metadata.as_ref().unwrap();
+                assert_eq!(metadata.index(), member.store.applied);
+                self.snapshots.insert(metadata.index(), member.store.clone());
             }
             for entry in out.committed.drain(..) {
                 assert_eq!(entry.index, member.store.applied + 1, "seed {}: member {id} skips", self.seed);
@@ -267,7 +333,12 @@ impl Sim {
         }
         let Some(node) = self.members.get_mut(&to).and_then(|member| member.node.as_mut()) else { return };
         let message = raftpb::Message::decode(message.encode_to_vec().as_slice()).unwrap();
-        match node.step(message) {
+        let taken = match message.r#type() {
+            // A member that does not know a leader has no use for it, nor has raft if it was refused.
+            raftpb::MessageType::MsgSnap => node.offer_snapshot(message),
+            _ => node.step(message),
+        };
+        match taken {
             Ok(()) | Err(trilith_raft::RaftError::Dropped) => {}
             Err(error) => panic!("seed {}: {error}", self.seed),
         }
@@ -334,7 +405,8 @@ impl Sim {
 
     pub fn restart(&mut self, id: u64) {
         self.starts += 1;
-        let config = config(id, self.seed.wrapping_add(self.starts << 16));
+        let config =
+            Config { tail_bytes: self.tail_bytes, ..config(id, self.seed.wrapping_add(self.starts << 16)) };
         let member = self.members.get_mut(&id).unwrap();
         let replay = member.log.crash();
         member.store = member.checkpoint.clone();

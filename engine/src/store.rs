@@ -130,6 +130,13 @@ impl Store {
         Reader(self.published.clone())
     }
 
+    /// From now on the readers of another store read this one, beginning with what is published here; roots that they have
+    /// taken stay as they are.
+    pub fn publish_to(&mut self, readers: &Reader) {
+        readers.0.store(self.published.load_full());
+        self.published = readers.0.clone();
+    }
+
     /// The writer's own state, published or not.
     pub fn view(&self) -> View<'_> {
         View { state: &self.state }

@@ -76,6 +76,12 @@ impl Lessor {
         self.leases.insert(id, Lease { ttl: ttl.max(self.min_ttl), remaining_ttl, expiry: None });
     }
 
+    /// Forgets all leases: another store takes the place of theirs.
+    pub fn clear(&mut self) {
+        self.demote();
+        self.leases.clear();
+    }
+
     /// Grants a lease; its TTL, raised to the minimum.
     pub fn grant(&mut self, id: i64, ttl: i64, now: Duration) -> Result<i64, Status> {
         if id == 0 {
@@ -115,6 +121,11 @@ impl Lessor {
             self.expiries.remove(&(old, id));
             self.expiries.insert((at, id));
         }
+    }
+
+    /// Whether leases expire here.
+    pub fn is_primary(&self) -> bool {
+        self.is_primary
     }
 
     /// Starts the whole TTL anew. Fails unless this member leads.

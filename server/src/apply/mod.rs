@@ -15,6 +15,7 @@ pub mod range;
 mod tests;
 pub mod txn;
 mod v2;
+pub mod v2_store;
 
 use std::sync::Mutex;
 use std::time::Duration;

@@ -8,19 +8,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use trilith_engine::Store;
-use trilith_proto::ids;
+use trilith_proto::{ids, raftpb};
 use trilith_raft::Node;
 use trilith_wal::{Metadata, Replay, Wal, WalError};
 
 use super::adopt::adopt;
 use super::shared::{Handle, Shared};
-use super::{Config, Core, Fatal};
+use super::{Config, Core, Fatal, Peer, install};
 use crate::apply::members::{self, Member};
 use crate::apply::restore_leases;
 use crate::lease::Lessor;
-
-/// Bytes of the log's tail that raft keeps in memory for followers.
-const RAFT_TAIL_BYTES: usize = 16 << 20;
 
 /// Who this member is.
 #[derive(Debug, Clone, Copy)]
@@ -32,22 +29,14 @@ struct Identity {
 impl Core {
     /// Opens or makes a member. Blocks for as long as it takes to read the log.
     pub fn open(config: Config) -> Result<(Core, Handle), Fatal> {
-        let snap_dir = config.data_dir.join("member").join("snap");
-        let wal_dir = config.wal_dir.clone().unwrap_or_else(|| config.data_dir.join("member").join("wal"));
+        let (snap_dir, path) = (config.snap_dir(), config.store_path());
         config
             .disk
             .create_dir_all(&snap_dir)
             .map_err(|error| Fatal::Boot(format!("{}: {error}", snap_dir.display())))?;
-        let path = snap_dir.join("db");
-        adopt(&config, &path, &wal_dir)?;
-        let store = Store::open(trilith_engine::Options {
-            path: path.clone(),
-            disk: Arc::clone(&config.disk),
-            map: config.map,
-            dirty_bytes_max: config.memory_budget / 4,
-            compress: config.compress_values,
-        })?;
-        let (node, identity) = open_node(&config, &store, &path, wal_dir)?;
+        adopt(&config, &path, &config.log_dir())?;
+        let store = Store::open(store_options(&config, &path))?;
+        let (node, store, identity) = open_node(&config, store)?;
         let mut lessor = Lessor::new(config.min_lease_ttl());
         restore_leases(&store, &mut lessor)
             .map_err(|error| Fatal::Boot(format!("{}: {error}", path.display())))?;
@@ -55,6 +44,16 @@ impl Core {
         let shared = Arc::new(shared);
         let core = Core::new(node, store, Arc::clone(&shared), config, identity.member_id)?;
         Ok((core, Handle::new(shared)))
+    }
+}
+
+pub(super) fn store_options(config: &Config, path: &Path) -> trilith_engine::Options {
+    trilith_engine::Options {
+        path: path.to_owned(),
+        disk: Arc::clone(&config.disk),
+        map: config.map,
+        dirty_bytes_max: config.memory_budget / 4,
+        compress: config.compress_values,
     }
 }
 
@@ -69,26 +68,31 @@ pub(super) fn log_options(config: &Config, dir: PathBuf) -> trilith_wal::Options
     }
 }
 
-fn open_node(config: &Config, store: &Store, path: &Path, dir: PathBuf) -> Result<(Node, Identity), Fatal> {
-    let (applied, applied_term) = store.applied();
-    let options = log_options(config, dir);
+fn open_node(config: &Config, store: Store) -> Result<(Node, Store, Identity), Fatal> {
+    let options = log_options(config, config.log_dir());
     if !Wal::exists(config.disk.as_ref(), &options.dir) {
+        let (applied, _) = store.applied();
         if applied > 0 {
-            let (path, dir) = (path.display(), options.dir.display());
+            let (path, dir) = (config.store_path(), options.dir);
+            let (path, dir) = (path.display(), dir.display());
             return Err(Fatal::Boot(format!(
                 "{path} holds entry {applied} of a log, but there is none in {dir}"
             )));
         }
-        let (identity, member) = first_identity(config)?;
+        let store = install::complete(config, store, None)?;
+        let identity = first_identity(config)?;
         let metadata = Metadata { node_id: identity.member_id, cluster_id: identity.cluster_id };
         let wal = Wal::create(options, metadata)?;
-        return Ok((bootstrap(config, wal, identity, &member)?, identity));
+        return Ok((begin(config, wal, Replay::default(), identity)?, store, identity));
     }
     let dir = options.dir.clone();
-    let (wal, replay) = open_log(options, applied)?;
+    let (wal, replay) = open_log(options, store.applied().0)?;
+    let store = install::complete(config, store, Some(&replay))?;
+    let (applied, applied_term) = store.applied();
     let identity = Identity { member_id: replay.metadata.node_id, cluster_id: replay.metadata.cluster_id };
     if applied == 0 && was_never_used(&replay) {
-        let (expected, member) = first_identity(config)?;
+        // Where a member joins, the others have said who it is, and need not say it again.
+        let expected = if config.existing { identity } else { first_identity(config)? };
         if expected.member_id != identity.member_id {
             let (log, flags) = (identity.member_id, expected.member_id);
             let dir = dir.display();
@@ -96,18 +100,15 @@ fn open_node(config: &Config, store: &Store, path: &Path, dir: PathBuf) -> Resul
                 "the log in {dir} is of member {log:x}, the initial cluster names {flags:x}"
             )));
         }
-        return Ok((bootstrap(config, wal, identity, &member)?, identity));
+        return Ok((begin(config, wal, replay, identity)?, store, identity));
+    }
+    if members::is_removed(store.view(), identity.member_id)? {
+        return Err(Fatal::Boot("the member has been permanently removed from the cluster".to_owned()));
     }
     let conf_state = members::conf_state(store.view())?;
-    let count = conf_state.voters.len() + conf_state.learners.len();
-    if count > 1 {
-        let path = path.display();
-        return Err(Fatal::Boot(format!(
-            "{path} is of a cluster of {count} members; this version serves one"
-        )));
-    }
     let raft = raft_config(config, identity.member_id);
-    Ok((Node::restart(raft, wal, replay, applied, applied_term, conf_state)?, identity))
+    let node = Node::restart(raft, wal, replay, applied, applied_term, conf_state)?;
+    Ok((node, store, identity))
 }
 
 /// Opens the log so that it shows the entry that was applied last, if it is still there: that proves that nothing
@@ -125,9 +126,17 @@ fn was_never_used(replay: &Replay) -> bool {
     state.commit.unwrap_or(0) == 0 && state.vote.unwrap_or(0) == 0
 }
 
-fn bootstrap(config: &Config, wal: Wal, identity: Identity, member: &Member) -> Result<Node, Fatal> {
-    let peers = [(identity.member_id, Bytes::from(members::encode(member)))];
-    Ok(Node::bootstrap(raft_config(config, identity.member_id), wal, &peers)?)
+/// The first start: with the log that all members of a new cluster begin with (J8), or, where it joins one, with an
+/// empty log and nobody in its group (J6).
+fn begin(config: &Config, wal: Wal, replay: Replay, identity: Identity) -> Result<Node, Fatal> {
+    let raft = raft_config(config, identity.member_id);
+    if config.existing {
+        return Ok(Node::restart(raft, wal, replay, 0, 0, raftpb::ConfState::default())?);
+    }
+    let members = initial_members(config);
+    let peers: Vec<_> =
+        members.iter().map(|member| (member.id, Bytes::from(members::encode(member)))).collect();
+    Ok(Node::bootstrap(raft, wal, &peers)?)
 }
 
 fn raft_config(config: &Config, id: u64) -> trilith_raft::Config {
@@ -137,26 +146,37 @@ fn raft_config(config: &Config, id: u64) -> trilith_raft::Config {
         heartbeat_ticks: 1,
         pre_vote: config.pre_vote,
         seed: config.seed,
-        tail_bytes: RAFT_TAIL_BYTES,
+        tail_bytes: config.raft_tail_bytes,
     }
 }
 
-/// Ids from the initial cluster (M1, M2), and the member as its bootstrap entry names it.
-fn first_identity(config: &Config) -> Result<(Identity, Member), Fatal> {
-    let token = &config.initial_cluster_token;
-    let [peer] = config.initial_cluster.as_slice() else {
-        let count = config.initial_cluster.len();
-        return Err(Fatal::Boot(format!("--initial-cluster names {count} members; this version serves one")));
+/// The initial cluster, each member as its bootstrap entry names it (M1).
+fn initial_members(config: &Config) -> Vec<Member> {
+    let member = |peer: &Peer| {
+        let mut peer_urls = peer.peer_urls.clone();
+        peer_urls.sort();
+        let id = ids::member_id(&peer_urls, &config.initial_cluster_token, None);
+        Member { id, peer_urls, name: peer.name.clone(), ..Default::default() }
     };
-    if peer.name != config.name {
+    config.initial_cluster.iter().map(member).collect()
+}
+
+/// Who this member is at its first start: as the initial cluster says (M1, M2), or the cluster that it joins.
+fn first_identity(config: &Config) -> Result<Identity, Fatal> {
+    if config.existing {
+        let join = config
+            .join
+            .ok_or_else(|| Fatal::Boot("nobody of the cluster has said who this member is".to_owned()))?;
+        return Ok(Identity { member_id: join.member_id, cluster_id: join.cluster_id });
+    }
+    let members = initial_members(config);
+    let Some(own) = members.iter().find(|member| member.name == config.name) else {
         let name = &config.name;
         return Err(Fatal::Boot(format!(
             "couldn't find local name \"{name}\" in the initial cluster configuration"
         )));
-    }
-    let mut peer_urls = peer.peer_urls.clone();
-    peer_urls.sort();
-    let member_id = ids::member_id(&peer_urls, token, None);
-    let member = Member { id: member_id, peer_urls, name: peer.name.clone(), ..Default::default() };
-    Ok((Identity { member_id, cluster_id: ids::cluster_id(&[member_id]) }, member))
+    };
+    let mut ids: Vec<u64> = members.iter().map(|member| member.id).collect();
+    ids.sort_unstable();
+    Ok(Identity { member_id: own.id, cluster_id: ids::cluster_id(&ids) })
 }

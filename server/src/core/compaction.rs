@@ -76,6 +76,16 @@ impl Compaction {
         }
     }
 
+    /// Whether a job is looking for what to remove.
+    pub(super) fn is_searching(&self) -> bool {
+        matches!(self.stage, Stage::Searching)
+    }
+
+    /// Another store has taken the place of the one that was searched.
+    pub(super) fn restart(&mut self) {
+        self.stage = Stage::Wanted;
+    }
+
     /// To be answered when everything up to the revision is removed.
     pub(super) fn answer_after(&mut self, revision: i64, sender: oneshot::Sender<Answer>, answer: Answer) {
         self.waiting.push((revision, sender, answer));
@@ -91,7 +101,7 @@ impl Core {
     /// The next search of a compaction, to run on a thread that may block, if there is one and none is running. Its
     /// outcome comes back by `compaction_found`.
     pub fn begin_compaction(&mut self) -> Result<Option<CompactionJob>, Fatal> {
-        if !matches!(self.compaction.stage, Stage::Wanted) {
+        if !matches!(self.compaction.stage, Stage::Wanted) || self.awaits_install() {
             return Ok(None);
         }
         let job = self.store.begin_compaction()?;

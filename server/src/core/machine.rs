@@ -19,6 +19,8 @@ use trilith_wal::WalError;
 use super::alarm::Raising;
 use super::auto_compaction::AutoCompaction;
 use super::compaction::Compaction;
+use super::install::Installing;
+use super::log_cut::LogCut;
 use super::peers::{Outgoing, Transfers};
 use super::pressure::Pressure;
 use super::reads::Reads;
@@ -26,7 +28,7 @@ use super::scrub::Scrubbing;
 use super::shared::{Facts, Inbox, Shared};
 use super::shrink::Shrinking;
 use super::waiters::{Waiter, Waiters};
-use super::{CLUSTER_VERSION, Config, Fatal};
+use super::{CLUSTER_VERSION, Config, Fatal, LeaseAsked};
 use crate::apply::alarm::Alarms;
 use crate::apply::command::{self, Command};
 use crate::apply::{self, Answer, Applied, ApplyError, Context, members, quota};
@@ -77,6 +79,13 @@ pub(super) struct Checkpoints {
     changed: bool,
 }
 
+impl Checkpoints {
+    /// Another store has taken the place of the one that was written, and is durable.
+    pub(super) fn restart(&mut self) {
+        (self.running, self.log_bytes, self.changed) = (None, 0, false);
+    }
+}
+
 /// The core. Owned by one task.
 #[derive(Debug)]
 pub struct Core {
@@ -92,7 +101,7 @@ pub struct Core {
     backlog: VecDeque<(u64, Proposed)>,
     leadership: Leadership,
     publication: Announcement,
-    cluster_version: Announcement,
+    pub(super) cluster_version: Announcement,
     revokes_under_way: usize,
     pub(super) alarms: Alarms,
     pub(super) raising: Raising,
@@ -104,6 +113,10 @@ pub struct Core {
     pub(super) auto_compaction: AutoCompaction,
     pub(super) transfers: Transfers,
     pub(super) outgoing: Outgoing,
+    /// Calls for the leader.
+    pub(super) lease_calls: Vec<LeaseAsked>,
+    pub(super) installing: Installing,
+    pub(super) cut: LogCut,
     /// A peer says that this member was removed, or its removal was applied.
     pub(super) removed: bool,
     pub(super) now: Duration,
@@ -111,7 +124,7 @@ pub struct Core {
     housekeeping_at: Duration,
     lease_scan_at: Duration,
     // Buffers that keep their memory from step to step.
-    out: Output,
+    pub(super) out: Output,
     inbox: Inbox,
     changes: Vec<Change>,
     pub(super) answers: Vec<(oneshot::Sender<Answer>, Answer)>,
@@ -153,6 +166,9 @@ impl Core {
             auto_compaction,
             transfers: Transfers::default(),
             outgoing: Outgoing::default(),
+            lease_calls: Vec::new(),
+            installing: Installing::default(),
+            cut: LogCut::default(),
             removed: false,
             now: Duration::ZERO,
             tick_at: Duration::ZERO,
@@ -190,18 +206,21 @@ impl Core {
         self.shared.set_now(now);
         self.take_inbox()?;
         self.keep_time();
+        self.hand_out_lease_calls();
         self.watch_space();
         self.watch_damage();
         loop {
             self.ask_for_reads();
             self.propose_backlog()?;
             let mut progressed = self.node.poll(&mut self.out)?;
+            self.pair_snapshots()?;
             self.apply_committed()?;
             self.follow_leadership()?;
             self.follow_transfers();
             self.let_readers_through();
             progressed |= self.campaign_alone()? | self.announce()? | self.revoke_expired();
             progressed |= self.propose_alarms();
+            progressed |= self.offer_made()?;
             self.outgoing.messages.append(&mut self.out.messages);
             if !progressed {
                 break;
@@ -230,6 +249,7 @@ impl Core {
         for transfer in inbox.transfers.drain(..) {
             self.begin_transfer(transfer);
         }
+        self.lease_calls.append(&mut inbox.leases);
         self.reads.gather(&mut inbox.reads);
         self.inbox = inbox;
         Ok(())
@@ -241,6 +261,7 @@ impl Core {
             self.tick_at = self.now + self.config.heartbeat;
         }
         if self.now >= self.housekeeping_at {
+            self.return_lease_calls();
             self.housekeeping_at = self.now + HOUSEKEEPING_INTERVAL;
             let node = &mut self.node;
             self.reads.retry(self.now, |context| node.read_index(context));
@@ -278,7 +299,10 @@ impl Core {
             Waiter::Alarm(alarm) => self.alarm_proposed(alarm, next),
             Waiter::AutoCompaction(revision) => self.compacted_by_itself(revision, &answer),
             Waiter::Publish => self.publication = next,
-            Waiter::ClusterVersion => self.cluster_version = next,
+            Waiter::ClusterVersion if self.cluster_version == Announcement::UnderWay => {
+                self.cluster_version = next;
+            }
+            Waiter::ClusterVersion => {}
             Waiter::Revoke(lease) => {
                 self.revokes_under_way -= 1;
                 if answer.is_err() {
@@ -372,6 +396,7 @@ impl Core {
         self.out.committed = committed;
         if let Some(index) = last {
             self.node.applied(index);
+            self.cut_log(index);
             self.checkpoints.changed = true;
             self.store.publish();
             self.publish_facts();
@@ -410,9 +435,13 @@ impl Core {
             changes: &mut self.changes,
         };
         let compacts = matches!(command, Command::Compaction(_));
+        let sets_version = matches!(command, Command::ClusterVersionSet(_));
         let applied = apply::apply(&mut self.store, command, &mut context)?;
         if compacts {
             self.compaction.want();
+        }
+        if sets_version && is_current(members::cluster_version(self.store.view())?.as_deref()) {
+            self.cluster_version = Announcement::Done;
         }
         match (applied, waiter) {
             (Applied::AfterCompaction(answer), Some(Waiter::Call(sender))) => {
@@ -465,7 +494,7 @@ impl Core {
         Ok(())
     }
 
-    fn is_lone_voter(&self) -> bool {
+    pub(super) fn is_lone_voter(&self) -> bool {
         self.conf_state.voters == [self.member_id] && self.conf_state.voters_outgoing.is_empty()
     }
 
@@ -529,7 +558,12 @@ impl Core {
         self.checkpoints.changed = true;
     }
 
-    fn publish_facts(&self) {
+    /// Whether a job is under way that works on the store's file.
+    pub(super) fn works_on_store(&self) -> bool {
+        self.checkpoints.running.is_some() || self.shrinking.scanning || self.compaction.is_searching()
+    }
+
+    pub(super) fn publish_facts(&self) {
         let status = self.node.status();
         let (applied, applied_term) = self.store.applied();
         let facts = Facts {
@@ -560,7 +594,7 @@ impl Core {
         let due = due || self.shrink_wants_checkpoint(state.began);
         let due =
             self.retries_checkpoint().unwrap_or(due || self.store.checkpoint_due() || self.log_needs_room());
-        if state.running.is_some() || !due {
+        if state.running.is_some() || !due || self.awaits_install() {
             return None;
         }
         self.begin_checkpoint_now()
@@ -598,7 +632,7 @@ impl Core {
         if let Some(conf_state) = running
             && info.applied_index > 0
         {
-            let release = info.previous_applied_index.saturating_sub(1);
+            let release = self.log_needed(info.previous_applied_index.saturating_sub(1));
             self.node.checkpointed(info.applied_index, info.applied_term, conf_state, release)?;
         }
         Ok(())
@@ -634,7 +668,7 @@ impl Drop for Core {
 }
 
 /// Whether the cluster has this version, or a later one.
-fn is_current(version: Option<&str>) -> bool {
+pub(super) fn is_current(version: Option<&str>) -> bool {
     version.and_then(members::parse_version) >= members::parse_version(CLUSTER_VERSION)
 }
 

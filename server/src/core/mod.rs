@@ -17,6 +17,9 @@ mod auto_compaction;
 mod boot;
 mod compaction;
 mod driver;
+mod install;
+mod lease_call;
+mod log_cut;
 mod machine;
 mod peers;
 mod pressure;
@@ -41,6 +44,9 @@ use crate::apply::quota::Quota;
 pub use alarm::OverQuota;
 pub use auto_compaction::Retention;
 pub use driver::run;
+pub use install::InstallJob;
+pub use lease_call::{LeaseAsked, Left};
+pub use log_cut::LogRead;
 pub use machine::Core;
 pub use peers::{Membership, Outgoing};
 pub use scrub::ScrubJob;
@@ -58,6 +64,15 @@ pub struct Peer {
     pub name: String,
     /// Its --initial-advertise-peer-urls.
     pub peer_urls: Vec<String>,
+}
+
+/// The ids of a member that joins a cluster, as the cluster has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Join {
+    /// Id of the cluster.
+    pub cluster_id: u64,
+    /// Id of this member.
+    pub member_id: u64,
 }
 
 /// What a core is made from.
@@ -96,6 +111,16 @@ pub struct Config {
     pub initial_cluster: Vec<Peer>,
     /// --initial-cluster-token; used at the first start only.
     pub initial_cluster_token: String,
+    /// --initial-cluster-state existing: a member without a log joins, and gets the log from the others.
+    pub existing: bool,
+    /// What the others said of the cluster; used at the first start of a member that joins only.
+    pub join: Option<Join>,
+    /// --snapshot-count: entries applied from one cut of raft's log to the next.
+    pub snapshot_count: u64,
+    /// --snapshot-catchup-entries: entries that a cut leaves for members that lag behind.
+    pub catchup_entries: u64,
+    /// Bytes of raft's log that stay in memory.
+    pub raft_tail_bytes: usize,
     /// --heartbeat-interval: one tick.
     pub heartbeat: Duration,
     /// --election-timeout.
@@ -139,6 +164,11 @@ impl Config {
                 peer_urls: vec!["http://localhost:2380".into()],
             }],
             initial_cluster_token: "etcd-cluster".into(),
+            existing: false,
+            join: None,
+            snapshot_count: 10_000,
+            catchup_entries: 5000,
+            raft_tail_bytes: 16 << 20,
             heartbeat: Duration::from_millis(100),
             election: Duration::from_millis(1000),
             pre_vote: true,
@@ -149,6 +179,21 @@ impl Config {
             seed: 0,
             unix_ms: 0,
         }
+    }
+
+    /// The folder of the store and of snapshots.
+    pub fn snap_dir(&self) -> PathBuf {
+        self.data_dir.join("member").join("snap")
+    }
+
+    /// The store's file.
+    fn store_path(&self) -> PathBuf {
+        self.snap_dir().join("db")
+    }
+
+    /// The folder of the log.
+    fn log_dir(&self) -> PathBuf {
+        self.wal_dir.clone().unwrap_or_else(|| self.data_dir.join("member").join("wal"))
     }
 
     /// Z3: how long a request may take.

@@ -12,8 +12,9 @@ use trilith_proto::raftpb;
 use trilith_raft::RaftError;
 
 use super::shared::{PeerEvent, Transfer};
-use super::{Core, Fatal};
+use super::{Core, Fatal, LeaseAsked};
 use crate::apply::members::{self, Member};
+use crate::apply::v2_store;
 use crate::status;
 
 /// What goes to other members after a step.
@@ -25,6 +26,8 @@ pub struct Outgoing {
     pub snapshots: Vec<(raftpb::Message, Root)>,
     /// The membership, when it has changed, and after the start.
     pub membership: Option<Membership>,
+    /// What only the leader knows of leases.
+    pub leases: Vec<LeaseAsked>,
 }
 
 /// Who belongs to the cluster.
@@ -53,6 +56,10 @@ impl Core {
 
     pub(super) fn take_peer_event(&mut self, event: PeerEvent) -> Result<(), Fatal> {
         match event {
+            PeerEvent::Message(message) if message.r#type() == raftpb::MessageType::MsgSnap => {
+                self.take_snapshot(message)?;
+            }
+            PeerEvent::Message(message) if self.waits_for_snapshot(&message) => {}
             PeerEvent::Message(message) => match self.node.step(message) {
                 // Proposals that nobody takes now: who proposed them waits in vain, as with etcd.
                 Ok(()) | Err(RaftError::Dropped) => {}
@@ -60,7 +67,10 @@ impl Core {
                 Err(error) => return Err(error.into()),
             },
             PeerEvent::Unreachable(id) => self.node.report_unreachable(id),
-            PeerEvent::SnapshotSent { to, delivered } => self.node.report_snapshot(to, delivered),
+            PeerEvent::SnapshotSent { to, delivered } => {
+                self.node.report_snapshot(to, delivered);
+                self.cut.snapshot_sent(to, self.now);
+            }
             PeerEvent::ToldRemoved => {
                 log::error!("a peer says that this member was removed from the cluster");
                 self.removed = true;
@@ -69,11 +79,37 @@ impl Core {
         Ok(())
     }
 
+    /// Takes each MsgSnap out of what raft wants sent, with the state that it is of: the one published last, since what raft
+    /// has brought forth since then is not applied yet.
+    pub(super) fn pair_snapshots(&mut self) -> Result<(), Fatal> {
+        let is_snapshot = |message: &raftpb::Message| message.r#type() == raftpb::MessageType::MsgSnap;
+        if !self.out.messages.iter().any(is_snapshot) {
+            return Ok(());
+        }
+        let root = self.store.reader().root();
+        let (index, _) = root.applied();
+        let data = v2_store::encode(root.view())?;
+        for mut message in self.out.messages.extract_if(.., |message| is_snapshot(message)) {
+            let Some(snapshot) = message.snapshot.as_mut() else { continue };
+            let named = snapshot.metadata.as_ref().and_then(|metadata| metadata.index);
+            assert_eq!(named, Some(index), "raft sends the state that was applied last");
+            snapshot.data = Some(data.clone().into());
+            self.cut.snapshot_begins(message.to());
+            log::info!(index, to:% = format!("{:x}", message.to()); "a member needs a snapshot");
+            self.outgoing.snapshots.push((message, root.clone()));
+        }
+        Ok(())
+    }
+
     /// The membership as the store has it now goes out with the next step.
     pub(super) fn members_changed(&mut self) -> Result<(), trilith_engine::StoreError> {
         let view = self.store.view();
-        self.outgoing.membership =
-            Some(Membership { members: members::list(view)?, removed: members::removed(view)? });
+        let (members, removed) = (members::list(view)?, members::removed(view)?);
+        self.cut.keep_members(&members);
+        if removed.contains(&self.member_id) {
+            self.removed = true;
+        }
+        self.outgoing.membership = Some(Membership { members, removed });
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use trilith_proto::etcdserverpb::ResponseHeader;
 use trilith_proto::raftpb;
 
 use super::Config;
+use super::lease_call::LeaseAsked;
 use super::pressure::takes_space;
 use crate::apply::Answer;
 use crate::apply::command::{self, Command};
@@ -106,6 +107,8 @@ pub(super) struct Inbox {
     pub(super) defragments: Vec<oneshot::Sender<()>>,
     pub(super) transfers: Vec<Transfer>,
     pub(super) peers: Vec<PeerEvent>,
+    /// For the leader.
+    pub(super) leases: Vec<LeaseAsked>,
     /// How many of `peers` carry proposals: they have a limit of their own.
     peer_proposals: usize,
     /// The core was woken for what is here.
@@ -147,6 +150,7 @@ pub(super) struct Shared {
     max_request_bytes: usize,
     max_txn_ops: usize,
     quota: Quota,
+    request_timeout: Duration,
     inbox: Mutex<Inbox>,
     wake: Notify,
     facts: FactCells,
@@ -178,6 +182,7 @@ impl Shared {
             max_request_bytes: config.max_request_bytes,
             max_txn_ops: config.max_txn_ops,
             quota: config.quota,
+            request_timeout: config.request_timeout(),
             inbox: Mutex::default(),
             wake: Notify::new(),
             facts: FactCells::default(),
@@ -486,22 +491,27 @@ impl Handle {
         }
     }
 
-    /// Renews a lease; its TTL, 0 when there is none (any more). L6, L7.
-    pub async fn keep_alive(&self, lease: i64) -> Result<i64, Status> {
-        for last_try in [false, true] {
-            let renewal = self.0.lessor().renew(lease, self.0.now())?;
-            match renewal {
-                Renewal::Renewed(ttl) => return Ok(ttl),
-                // The sender goes unheard only when this member stops leading.
-                Renewal::Expired(revoked) => {
-                    return revoked.await.map(|()| 0).map_err(|_| status::NOT_PRIMARY);
-                }
-                Renewal::Missing if last_try => break,
-                // Its grant may be committed and not applied here yet.
-                Renewal::Missing => self.read_point().await?,
-            }
-        }
-        Ok(0)
+    pub(super) fn renew(&self, lease: i64) -> Result<Renewal, Status> {
+        self.0.lessor().renew(lease, self.0.now())
+    }
+
+    /// Whether this member leads and has its lessor running.
+    pub(super) fn is_primary(&self) -> bool {
+        self.0.lessor().is_primary()
+    }
+
+    /// The core's time as of its last step.
+    pub(super) fn now(&self) -> Duration {
+        self.0.now()
+    }
+
+    /// Z3.
+    pub(super) fn request_timeout(&self) -> Duration {
+        self.0.request_timeout
+    }
+
+    pub(super) fn ask_leader(&self, asked: LeaseAsked) -> Result<(), Status> {
+        self.0.put(|inbox| inbox.leases.push(asked))
     }
 
     /// (granted TTL, remaining TTL) of a lease, in seconds.

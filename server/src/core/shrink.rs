@@ -30,6 +30,8 @@ const CHECKPOINT_PAUSE_ASKED: Duration = Duration::from_millis(20);
 pub(super) struct Shrinking {
     /// When the next step may be taken.
     step_at: Duration,
+    /// A walk is being run.
+    pub(super) scanning: bool,
     /// Those who asked, to be answered when the file is as short as it gets.
     waiting: Vec<oneshot::Sender<()>>,
 }
@@ -38,11 +40,17 @@ impl Core {
     /// A walk over the store, to run on a thread that may block, if one is due. Its outcome comes back by
     /// `shrink_scanned`.
     pub fn begin_shrink_scan(&mut self) -> Option<ShrinkScan> {
-        self.store.begin_shrink_scan()
+        if self.awaits_install() {
+            return None;
+        }
+        let scan = self.store.begin_shrink_scan();
+        self.shrinking.scanning |= scan.is_some();
+        scan
     }
 
     /// Takes what a walk has found.
     pub fn shrink_scanned(&mut self, outcome: Result<ShrinkPlan, StoreError>) {
+        self.shrinking.scanning = false;
         self.store.finish_shrink_scan(outcome);
     }
 

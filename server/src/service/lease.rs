@@ -42,15 +42,10 @@ pub async fn keep_alive(handle: &Handle, request: LeaseKeepAliveRequest) -> Resu
 
 /// L8.
 pub async fn time_to_live(handle: &Handle, request: LeaseTimeToLiveRequest) -> Result<Reply, Status> {
-    handle.read_point().await?;
     let id = request.id;
-    let mut response = LeaseTimeToLiveResponse { header: header(handle), id, ttl: -1, ..Default::default() };
-    if let Some((granted, remaining)) = handle.lease_ttl(id) {
-        (response.granted_ttl, response.ttl) = (granted, remaining);
-        if request.keys {
-            response.keys = handle.root().view().lease_keys(id)?;
-        }
-    }
+    let left = handle.lease_left(id, request.keys).await?;
+    let missing = LeaseTimeToLiveResponse { id, ttl: -1, ..Default::default() };
+    let response = LeaseTimeToLiveResponse { header: header(handle), ..left.unwrap_or(missing) };
     Ok(Reply::of(&response))
 }
 

@@ -50,6 +50,14 @@ impl Hub {
         }
     }
 
+    /// Another store has taken the place of the one that was read, with all that happened up to a revision (W21).
+    pub fn restore(&self, revision: i64) {
+        let wakers = self.lock().restore(revision);
+        for waker in wakers {
+            waker.wake();
+        }
+    }
+
     /// A new stream of watchers; dropping it ends them.
     pub fn open(self: &Arc<Hub>) -> Stream {
         let key = self.lock().open();

@@ -268,6 +268,26 @@ impl State {
         wakers
     }
 
+    /// What was not published up to a revision is to be read from the store by whoever it concerns; the tasks to wake.
+    pub(super) fn restore(&mut self, revision: i64) -> Vec<Waker> {
+        let published = self.revision;
+        self.revision = published.max(revision);
+        let mut wakers = Vec::new();
+        for (&key, stream) in &mut self.streams {
+            for (&id, watcher) in &mut stream.watchers {
+                let next = watcher.next.max(published + 1);
+                if next > revision || stream.lagging.contains(&id) {
+                    continue;
+                }
+                watcher.next = next;
+                self.synced.remove((key, id), &watcher.interval);
+                stream.lagging.insert(id);
+                wakers.extend(stream.waker.take());
+            }
+        }
+        wakers
+    }
+
     /// Queues one transaction's changes for one synced watcher, or lets it lag when its stream's queue is full.
     fn deliver<'c>(
         &mut self,
@@ -560,6 +580,23 @@ mod tests {
         state.create(other, &request("k", b""), 4).unwrap();
         state.publish(&[change(5, 0, "k", 2 * QUEUE_BYTES_MAX)]);
         assert_eq!(deliveries(&mut state, other), [(0, "5:0".to_owned())]);
+    }
+
+    #[test]
+    fn w21_a_restored_store_is_caught_up_with() {
+        let mut state = State::new(1);
+        let stream = state.open();
+        state.create(stream, &request("k", b""), 1).unwrap();
+        let future = WatchCreateRequest { start_revision: 30, ..request("k", b"") };
+        state.create(stream, &future, 1).unwrap();
+        state.publish(&[change(2, 0, "k", 0)]);
+        assert!(state.restore(20).is_empty(), "nobody waits");
+        assert_eq!(deliveries(&mut state, stream), [(0, "2:0".to_owned())], "what was queued comes first");
+        let Work::Round(round) = state.take_work(stream, Waker::noop()) else { panic!("not lagging") };
+        let round = format!("{round:?}");
+        assert!(round.contains("next: 3") && !round.contains("next: 30"), "{round}");
+        state.publish(&[change(21, 0, "k", 0), change(30, 0, "k", 0)]);
+        assert_eq!(deliveries(&mut state, stream), [(1, "30:0".to_owned())]);
     }
 
     #[test]

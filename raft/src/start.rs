@@ -59,6 +59,7 @@ pub(crate) fn restart(
     conf_state: raftpb::ConfState,
 ) -> Result<LogStorage, RaftError> {
     check_conf_state(&conf_state)?;
+    let earlier = replay.earlier;
     let mut entries = Vec::with_capacity(replay.entries.len());
     for entry in replay.entries {
         let index = entry.index.unwrap_or_default();
@@ -79,7 +80,11 @@ pub(crate) fn restart(
             return Err(RaftError::Commit { commit, last: applied });
         }
         raise(&mut hard_state, applied, applied_term);
-        return Ok(LogStorage::new(start(&hard_state, conf_state), (applied, applied_term)));
+        let mut storage = LogStorage::new(start(&hard_state, conf_state), (applied, applied_term));
+        if replay.after == applied {
+            storage.set_history(&earlier);
+        }
+        return Ok(storage);
     };
     check_entries(&entries, first, if first == applied + 1 { applied_term } else { 0 })?;
     let last = entries[entries.len() - 1].index;
@@ -111,6 +116,9 @@ pub(crate) fn restart(
     let last_term = entries.last().map_or(compacted.1, |entry| entry.term);
     raise(&mut hard_state, applied, last_term);
     let mut storage = LogStorage::new(start(&hard_state, conf_state), compacted);
+    if compacted.0 == replay.after || compacted.0 == replay.after + 1 {
+        storage.set_history(&earlier);
+    }
     storage.append(entries);
     Ok(storage)
 }

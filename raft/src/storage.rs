@@ -104,6 +104,20 @@ impl LogStorage {
         at.checked_sub(1).filter(|_| index > self.compacted.0).map(|at| self.terms[at].1)
     }
 
+    /// The log on the disk holds older entries, too: where terms begin, (first index, term). They reach to the entry before
+    /// the tail, or to the one before that.
+    pub(crate) fn set_history(&mut self, terms: &[(u64, u64)]) {
+        let Some(oldest) = terms.first().copied().filter(|oldest| oldest.0 < self.compacted.0) else {
+            return;
+        };
+        let newest = self.compacted;
+        self.terms = terms.iter().copied().filter(|(first, _)| *first <= newest.0).collect();
+        if self.terms.back().is_some_and(|(_, term)| *term != newest.1) {
+            self.terms.push_back(newest);
+        }
+        self.compacted = oldest;
+    }
+
     /// Appends entries; those that stand from the first one's index on give way.
     pub(crate) fn append(&mut self, entries: Vec<Entry>) {
         let Some(first) = entries.first() else { return };
@@ -399,6 +413,20 @@ mod tests {
         assert_eq!((storage.first(), storage.term_of(6), storage.term_of(5)), (7, Some(3), None));
         storage.compact(7);
         assert_eq!((storage.first(), storage.last(), storage.term_of(7)), (8, 7, Some(3)));
+    }
+
+    #[test]
+    fn a_log_may_hold_more_than_was_replayed() {
+        let mut storage = storage();
+        storage.set_history(&[(2, 1), (4, 2)]);
+        assert_eq!((storage.first(), storage.tail_first()), (3, 5));
+        assert_eq!([2, 3, 4, 5].map(|index| storage.term_of(index)), [1, 1, 2, 2].map(Some));
+        let mut storage = super::tests::storage();
+        storage.set_history(&[(2, 1)]);
+        assert_eq!([2, 3, 4].map(|index| storage.term_of(index)), [1, 1, 2].map(Some), "it ends one before");
+        let mut storage = super::tests::storage();
+        storage.set_history(&[(4, 2)]);
+        assert_eq!((storage.first(), storage.term_of(3)), (5, None), "nothing more");
     }
 
     #[test]

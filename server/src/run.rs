@@ -24,7 +24,7 @@ use trilith_wal::Wal;
 
 use crate::apply::quota::Quota;
 use crate::config::{self, Config, Note, Refusal, Setting};
-use crate::core::{self, Core, Peer};
+use crate::core::{self, Core, Ended, Peer};
 use crate::rpc::{Api, Options, Server, Stop};
 use crate::{logging, memory};
 
@@ -176,13 +176,17 @@ async fn member(config: &Config, disk: Arc<dyn Disk>) -> Result<(), String> {
         "opened the data directory"
     );
     let (end_core, core_ends) = oneshot::channel::<()>();
-    let running = core::run(core, async {
+    let running = core::run(core, |_| {}, async {
         // A sender that is gone is a request to end as well.
         let _ = core_ends.await;
     });
     let mut core_task = tokio::task::spawn_local(running);
-    let core_outcome = |outcome: Result<Result<(), core::Fatal>, tokio::task::JoinError>| match outcome {
-        Ok(Ok(())) => Err("the core ended by itself".to_owned()),
+    let core_outcome = |outcome: Result<Result<Ended, core::Fatal>, tokio::task::JoinError>| match outcome {
+        Ok(Ok(Ended::Removed)) => {
+            log::error!("the member has been permanently removed from the cluster");
+            Ok(())
+        }
+        Ok(Ok(Ended::Asked)) => Err("the core ended by itself".to_owned()),
         Ok(Err(fatal)) => Err(fatal.to_string()),
         Err(panic) => Err(format!("the core panicked: {panic}")),
     };
@@ -220,7 +224,7 @@ async fn member(config: &Config, disk: Arc<dyn Disk>) -> Result<(), String> {
     let served = server_task.await.map_err(|panic| format!("the client port panicked: {panic}"))?;
     drop(end_core);
     match core_task.await {
-        Ok(Ok(())) => served.map_err(|error| error.to_string()),
+        Ok(Ok(Ended::Asked)) => served.map_err(|error| error.to_string()),
         other => core_outcome(other),
     }
 }

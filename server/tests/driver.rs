@@ -44,7 +44,7 @@ fn with_member<F: Future>(config: Config, work: impl FnOnce(Handle) -> F) -> F::
     let member = std::thread::spawn(move || {
         let (core, handle) = Core::open(config).unwrap();
         give.send(handle).unwrap();
-        runtime().block_on(core::run(core, async {
+        runtime().block_on(core::run(core, |_| {}, async {
             let _ = stopped.await;
         }))
     });

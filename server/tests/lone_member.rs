@@ -229,7 +229,7 @@ fn folders_that_do_not_fit_are_refused_by_name() {
     let mut three = config(&SimDisk::new());
     three.initial_cluster = vec![three.initial_cluster[0].clone(); 3];
     let error = Core::open(three).unwrap_err().to_string();
-    assert!(error.contains("names 3 members"), "{error}");
+    assert!(error.contains("stands twice"), "{error}");
 }
 
 #[test]

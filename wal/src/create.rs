@@ -174,10 +174,21 @@ impl Wal {
     ///
     /// What is returned is durable, even if a process that died had not synced it yet.
     pub fn open(options: Options, after_index: u64) -> Result<(Wal, Replay), WalError> {
+        Wal::open_with_history(options, after_index, 0)
+    }
+
+    /// The same, and keeps the segments of so many entries before `after_index` in use, as far as they are there: they can
+    /// be read back.
+    pub fn open_with_history(
+        options: Options,
+        after_index: u64,
+        history: u64,
+    ) -> Result<(Wal, Replay), WalError> {
         let options = rounded(&options);
         let (disk, dir) = (&*options.disk, options.dir.as_path());
         let mut all = names::list(disk, dir)?;
-        let start_at = find_start(dir, &all, after_index)?;
+        let start_at = find_start(dir, &all, after_index.saturating_sub(history))
+            .or_else(|_| find_start(dir, &all, after_index))?;
         let names = all.split_off(start_at);
         let mut reader = Reader::new(after_index, &names[0]);
         let mut held = VecDeque::new();

@@ -105,6 +105,9 @@ pub struct Replay {
     /// Index of the state that the entries follow: the one asked for, or that of a snapshot that was installed since,
     /// whose mark stands among `snapshots`.
     pub after: u64,
+    /// Where terms begin, (first index, term), of entries up to that index that the segments that were read hold: they can
+    /// be read back. Empty when there are none, or not without a gap.
+    pub earlier: Vec<(u64, u64)>,
     /// Entries with an index above that, without gaps, the first following it.
     pub entries: Vec<raftpb::Entry>,
     /// Every snapshot mark in the segments that were read, in order. Segments that hold only entries up to the

@@ -128,8 +128,8 @@ enum Bad<'a> {
 pub(crate) struct Reader {
     /// The index that the caller holds the state of; or that of a snapshot that the log goes on behind.
     after: u64,
-    /// The term of the entry there, where the log has it.
-    after_term: Option<u64>,
+    /// What is known of the entries up to there.
+    history: History,
     /// The running value; None before the first crc record.
     crc: Option<u32>,
     metadata: Option<Metadata>,
@@ -144,7 +144,7 @@ impl Reader {
     pub(crate) fn new(after: u64, first: &Name) -> Reader {
         Reader {
             after,
-            after_term: None,
+            history: History::default(),
             crc: None,
             metadata: None,
             hard_state: raftpb::HardState::default(),
@@ -162,8 +162,9 @@ impl Reader {
     pub(crate) fn into_replay(self, dir: &Path) -> Result<Replay, WalError> {
         let missing = || WalError::Missing { path: dir.to_owned(), what: "the log has no metadata".into() };
         let metadata = self.metadata.ok_or_else(missing)?;
-        let Reader { after, hard_state, entries, snapshots, last_index, .. } = self;
-        Ok(Replay { metadata, after, hard_state, entries, snapshots, last_index })
+        let Reader { after, history, hard_state, entries, snapshots, last_index, .. } = self;
+        let earlier = history.up_to(after);
+        Ok(Replay { metadata, after, earlier, hard_state, entries, snapshots, last_index })
     }
 
     /// Takes every good record of a segment and judges the place where they end.
@@ -302,7 +303,7 @@ impl Reader {
     fn take_mark(&mut self, index: u64, term: u64) {
         let installed = match index.checked_sub(self.after) {
             None => false,
-            Some(0) => self.after_term.is_some_and(|known| known != term),
+            Some(0) => self.history.term_of(index).is_some_and(|known| known != term),
             Some(place) => {
                 let held = usize::try_from(place - 1).ok().and_then(|at| self.entries.get(at));
                 held.is_none_or(|entry| entry.term != Some(term))
@@ -310,7 +311,8 @@ impl Reader {
         };
         if installed {
             self.entries.clear();
-            (self.after, self.after_term, self.last_index) = (index, Some(term), index);
+            self.history = History::default();
+            (self.after, self.last_index) = (index, index);
         }
         self.last_index = self.last_index.max(index);
     }
@@ -320,7 +322,7 @@ impl Reader {
         let index = entry.index.unwrap_or(0);
         self.last_index = index;
         if index <= self.after {
-            self.after_term = entry.term.filter(|_| index == self.after);
+            self.history.take(index, entry.term.unwrap_or_default());
             return Ok(true);
         }
         let place = index - self.after - 1;
@@ -336,6 +338,39 @@ impl Reader {
         let rises = self.entries.last().is_none_or(|before| before.term <= entry.term);
         self.entries.push(entry);
         Ok(rises)
+    }
+}
+
+/// The terms of entries that are not kept, as far back as they follow each other without a gap.
+#[derive(Debug, Default)]
+struct History {
+    /// Where terms begin: (first index, term), the first at the first entry.
+    terms: Vec<(u64, u64)>,
+    /// Index after the last entry.
+    next: u64,
+}
+
+impl History {
+    fn take(&mut self, index: u64, term: u64) {
+        if index > self.next {
+            self.terms.clear();
+        }
+        let stay = self.terms.partition_point(|(first, _)| *first < index);
+        self.terms.truncate(stay);
+        if self.terms.last().is_none_or(|(_, before)| *before != term) {
+            self.terms.push((index, term));
+        }
+        self.next = index.saturating_add(1);
+    }
+
+    fn term_of(&self, index: u64) -> Option<u64> {
+        let at = self.terms.partition_point(|(first, _)| *first <= index);
+        at.checked_sub(1).filter(|_| index < self.next).map(|at| self.terms[at].1)
+    }
+
+    /// Nothing when it does not reach that far: there is a gap then.
+    fn up_to(self, index: u64) -> Vec<(u64, u64)> {
+        if self.next == index.saturating_add(1) { self.terms } else { Vec::new() }
     }
 }
 

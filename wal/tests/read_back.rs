@@ -143,3 +143,27 @@ fn a_checkpoints_mark_leaves_the_entries_alone() {
         assert_eq!(indexes, (after + 1..=11).collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn a_log_opens_with_what_it_has_of_the_past() {
+    let disk = SimDisk::new();
+    let mut wal = Wal::create(sim_options(&disk, SEGMENT_BYTES), OWNER).unwrap();
+    for (term, from, to) in [(1, 1, 60), (4, 51, 100)] {
+        for index in from..=to {
+            append(&mut wal, term, index, 3000);
+        }
+    }
+    wal.flush().unwrap();
+    drop(wal);
+    for (after, history) in [(90, 0), (90, 60), (90, 1000), (100, 70), (3, 0)] {
+        let options = sim_options(&disk.fork(), SEGMENT_BYTES);
+        let (wal, replay) = Wal::open_with_history(options, after, history).unwrap();
+        assert_eq!(replay.entries.len() as u64, 100 - after);
+        let first = replay.earlier.first().map_or(after + 1, |(first, _)| *first);
+        assert!(first <= (after - history.min(after)).max(1), "{after} {history}: from {first}");
+        let terms: Vec<_> = [(first, 1), (51, 4)].into_iter().filter(|t| t.0 <= after).collect();
+        assert_eq!(replay.earlier, if first > 51 { vec![(first, 4)] } else { terms });
+        let expected: Vec<_> = (first..=after).map(|index| (index, if index > 50 { 4 } else { 1 })).collect();
+        assert_eq!(read(&wal, first, after + 1, &replay.earlier, usize::MAX), expected);
+    }
+}

@@ -163,9 +163,12 @@ pub fn storage_version(view: View<'_>) -> Result<Option<String>, StoreError> {
     text(view, TreeId::Meta, STORAGE_VERSION)
 }
 
-/// Writes the cluster version; the storage version follows it (X17).
+/// Writes the cluster version; the storage version follows it, from the first that stores one (X17).
 pub fn put_cluster_version(store: &mut Store, version: &str) -> Result<(), StoreError> {
     store.insert(TreeId::Cluster, CLUSTER_VERSION, version.as_bytes())?;
+    if parse_version(version) < Some((3, 6, 0)) {
+        return Ok(());
+    }
     store.insert(TreeId::Meta, STORAGE_VERSION, version.as_bytes())
 }
 

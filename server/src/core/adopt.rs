@@ -110,7 +110,7 @@ fn make(config: &Config, from: &Path, to: &Path, wal_dir: &Path) -> Result<(u64,
         compress: config.compress_values,
     })?;
     let applied = imported.applied.0;
-    let (log, replay) = open_log(log_options(config, wal_dir.to_owned()), applied)?;
+    let (log, replay) = open_log(log_options(config, wal_dir.to_owned()), applied, 0)?;
     drop(log);
     check(&store, &replay, applied).map_err(refused)?;
     let term = match imported.applied.1 {
@@ -139,6 +139,10 @@ fn term_of(replay: &Replay, applied: u64) -> Option<u64> {
 /// Whether this version can carry on from there; the error says why not.
 fn check(store: &Store, replay: &Replay, applied: u64) -> Result<(), String> {
     let own = replay.metadata.node_id;
+    if replay.after > applied {
+        let after = replay.after;
+        return Err(format!("its log goes on behind a snapshot of entry {after}, which it does not have"));
+    }
     let members = members::list(store.view()).map_err(|error| error.to_string())?;
     if members.len() > 1 {
         return Err(format!("it is of a cluster of {} members; this version serves one", members.len()));

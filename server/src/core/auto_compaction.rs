@@ -92,7 +92,7 @@ impl AutoCompaction {
 impl Core {
     /// Proposes a compaction, if one is due.
     pub(super) fn compact_by_itself(&mut self) {
-        let (now, revision, leads) = (self.now, self.store.view().revision(), self.leads());
+        let (now, revision, leads) = (self.now, self.store.view().revision(), self.is_primary());
         let Some(revision) = self.auto_compaction.target(now, revision, leads) else { return };
         self.auto_compaction.under_way = true;
         log::info!(revision; "starting auto compaction");

@@ -86,7 +86,11 @@ fn open_node(config: &Config, store: Store) -> Result<(Node, Store, Identity), F
         return Ok((begin(config, wal, Replay::default(), identity)?, store, identity));
     }
     let dir = options.dir.clone();
-    let (wal, replay) = open_log(options, store.applied().0)?;
+    // Others that lag behind a little must not need a snapshot because this member was started again.
+    let group = members::conf_state(store.view())?;
+    let alone = group.voters.len() + group.learners.len() <= 1;
+    let history = if alone { 0 } else { config.catchup_entries };
+    let (wal, replay) = open_log(options, store.applied().0, history)?;
     let store = install::complete(config, store, Some(&replay))?;
     let (applied, applied_term) = store.applied();
     let identity = Identity { member_id: replay.metadata.node_id, cluster_id: replay.metadata.cluster_id };
@@ -113,8 +117,14 @@ fn open_node(config: &Config, store: Store) -> Result<(Node, Store, Identity), F
 
 /// Opens the log so that it shows the entry that was applied last, if it is still there: that proves that nothing
 /// is missing between store and log, even when the machine went down before the log got the checkpoint's mark.
-pub(super) fn open_log(options: trilith_wal::Options, applied: u64) -> Result<(Wal, Replay), WalError> {
-    match Wal::open(options.clone(), applied.saturating_sub(1)) {
+///
+/// The segments of `history` entries before that stay in use.
+pub(super) fn open_log(
+    options: trilith_wal::Options,
+    applied: u64,
+    history: u64,
+) -> Result<(Wal, Replay), WalError> {
+    match Wal::open_with_history(options.clone(), applied.saturating_sub(1), history) {
         Err(WalError::Missing { .. }) if applied > 0 => Wal::open(options, applied),
         opened => opened,
     }

@@ -20,7 +20,6 @@ use trilith_proto::raftpb;
 use trilith_raft::RaftError;
 use trilith_wal::Replay;
 
-use super::machine::{Announcement, is_current};
 use super::{Config, Core, Fatal};
 use crate::apply::alarm::Alarms;
 use crate::apply::{members, restore_leases};
@@ -277,9 +276,6 @@ impl Core {
         let view = self.store.view();
         self.conf_state = members::conf_state(view)?;
         self.alarms = Alarms::restore(view)?;
-        if is_current(members::cluster_version(view)?.as_deref()) {
-            self.cluster_version = Announcement::Done;
-        }
         let revision = view.revision();
         let restored = {
             let mut lessor = self.shared.lessor();
@@ -291,6 +287,7 @@ impl Core {
         self.compaction.restart();
         self.checkpoints.restart();
         self.store_has_room();
+        self.version_changed()?;
         self.members_changed()?;
         Ok(())
     }

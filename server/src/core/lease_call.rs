@@ -36,9 +36,6 @@ pub enum LeaseAsked {
 }
 
 impl LeaseAsked {
-    /// The leader could not be asked.
-    pub fn fail(self) {}
-
     /// Answers from the leader's handle: for who has one at hand.
     pub async fn answer_from(self, leader: Handle) {
         match self {

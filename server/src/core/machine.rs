@@ -27,8 +27,9 @@ use super::reads::Reads;
 use super::scrub::Scrubbing;
 use super::shared::{Facts, Inbox, Shared};
 use super::shrink::Shrinking;
+use super::version::ClusterVersion;
 use super::waiters::{Waiter, Waiters};
-use super::{CLUSTER_VERSION, Config, Fatal, LeaseAsked};
+use super::{Config, Fatal, LeaseAsked};
 use crate::apply::alarm::Alarms;
 use crate::apply::command::{self, Command};
 use crate::apply::{self, Answer, Applied, ApplyError, Context, members, quota};
@@ -40,6 +41,9 @@ use crate::status::{self, Status};
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_millis(100);
 /// L4: revocations of expired leases under way at a time.
 const REVOKES_MAX: usize = 16;
+
+/// G5: election timeouts without a leader after which streams that insist on one end.
+const LOST_AFTER: u32 = 3;
 
 /// Something that every member does once, through the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +67,8 @@ struct Leadership {
     leader: u64,
     /// When the last leader was first seen; None before the first.
     elected: Option<Duration>,
+    /// Since when none is known; None when one is.
+    lost: Option<Duration>,
     /// The term in which this member, leading, applied its first entry; 0 when it does not lead.
     primary_term: u64,
     campaigned: bool,
@@ -101,7 +107,7 @@ pub struct Core {
     backlog: VecDeque<(u64, Proposed)>,
     leadership: Leadership,
     publication: Announcement,
-    pub(super) cluster_version: Announcement,
+    pub(super) version: ClusterVersion,
     revokes_under_way: usize,
     pub(super) alarms: Alarms,
     pub(super) raising: Raising,
@@ -117,8 +123,8 @@ pub struct Core {
     pub(super) lease_calls: Vec<LeaseAsked>,
     pub(super) installing: Installing,
     pub(super) cut: LogCut,
-    /// A peer says that this member was removed, or its removal was applied.
-    pub(super) removed: bool,
+    /// When to end, since this member was removed.
+    pub(super) ends_at: Option<Duration>,
     pub(super) now: Duration,
     tick_at: Duration,
     housekeeping_at: Duration,
@@ -139,7 +145,7 @@ impl Core {
         member_id: u64,
     ) -> Result<Core, Fatal> {
         let conf_state = members::conf_state(store.view())?;
-        let has_version = is_current(members::cluster_version(store.view())?.as_deref());
+        let version = ClusterVersion::new(members::cluster_version(store.view())?.as_deref());
         let alarms = Alarms::restore(store.view())?;
         let auto_compaction = AutoCompaction::new(config.retention);
         let mut core = Core {
@@ -152,9 +158,15 @@ impl Core {
             waiters: Waiters::default(),
             reads: Reads::default(),
             backlog: VecDeque::new(),
-            leadership: Leadership { leader: 0, elected: None, primary_term: 0, campaigned: false },
+            leadership: Leadership {
+                leader: 0,
+                elected: None,
+                lost: None,
+                primary_term: 0,
+                campaigned: false,
+            },
             publication: Announcement::Needed,
-            cluster_version: if has_version { Announcement::Done } else { Announcement::Needed },
+            version,
             revokes_under_way: 0,
             alarms,
             raising: Raising::default(),
@@ -169,7 +181,7 @@ impl Core {
             lease_calls: Vec::new(),
             installing: Installing::default(),
             cut: LogCut::default(),
-            removed: false,
+            ends_at: None,
             now: Duration::ZERO,
             tick_at: Duration::ZERO,
             housekeeping_at: Duration::ZERO,
@@ -262,6 +274,7 @@ impl Core {
         }
         if self.now >= self.housekeeping_at {
             self.return_lease_calls();
+            self.watch_leader();
             self.housekeeping_at = self.now + HOUSEKEEPING_INTERVAL;
             let node = &mut self.node;
             self.reads.retry(self.now, |context| node.read_index(context));
@@ -275,6 +288,16 @@ impl Core {
             self.lease_scan_at = self.now + lease::SCAN_INTERVAL;
             self.shared.lessor().scan(self.now);
         }
+    }
+
+    /// G5.
+    fn watch_leader(&mut self) {
+        let lost = *self.leadership.lost.get_or_insert(self.now);
+        if self.has_leader() {
+            self.leadership.lost = None;
+        }
+        self.shared
+            .set_leaderless(!self.has_leader() && self.now >= lost + LOST_AFTER * self.config.election);
     }
 
     fn expire_waiters(&mut self, until: Duration) {
@@ -299,10 +322,7 @@ impl Core {
             Waiter::Alarm(alarm) => self.alarm_proposed(alarm, next),
             Waiter::AutoCompaction(revision) => self.compacted_by_itself(revision, &answer),
             Waiter::Publish => self.publication = next,
-            Waiter::ClusterVersion if self.cluster_version == Announcement::UnderWay => {
-                self.cluster_version = next;
-            }
-            Waiter::ClusterVersion => {}
+            Waiter::ClusterVersion => self.version.settled(),
             Waiter::Revoke(lease) => {
                 self.revokes_under_way -= 1;
                 if answer.is_err() {
@@ -326,8 +346,8 @@ impl Core {
         self.backlog.push_back((id, Proposed::Request(command::encode(id, command))));
     }
 
-    /// Whether this member leads, and has applied what the leaders before it did.
-    pub(super) fn leads(&self) -> bool {
+    /// Whether this member leads, and has applied the first entry of its term.
+    pub(super) fn is_primary(&self) -> bool {
         self.leadership.primary_term != 0
     }
 
@@ -440,8 +460,8 @@ impl Core {
         if compacts {
             self.compaction.want();
         }
-        if sets_version && is_current(members::cluster_version(self.store.view())?.as_deref()) {
-            self.cluster_version = Announcement::Done;
+        if sets_version {
+            self.version_changed()?;
         }
         match (applied, waiter) {
             (Applied::AfterCompaction(answer), Some(Waiter::Call(sender))) => {
@@ -486,6 +506,7 @@ impl Core {
         let primary = status.is_leader && applied_term == status.term;
         if primary && self.leadership.primary_term != status.term {
             self.leadership.primary_term = status.term;
+            self.look_for_version();
             self.shared.lessor().promote(self.now, self.config.election);
         } else if !status.is_leader && self.leadership.primary_term != 0 {
             self.leadership.primary_term = 0;
@@ -510,7 +531,7 @@ impl Core {
         Ok(true)
     }
 
-    /// Publishes the member's name and URLs; as leader, brings the cluster to this version. Whether it proposed.
+    /// Publishes the member's name and URLs; as leader, looks after the cluster's version. Whether it proposed.
     fn announce(&mut self) -> Result<bool, Fatal> {
         let mut proposed = false;
         if self.publication == Announcement::Needed && self.leadership.leader != 0 {
@@ -526,13 +547,8 @@ impl Core {
             self.propose_own(Waiter::Publish, &Command::ClusterMemberAttrSet(request));
             proposed = true;
         }
-        if self.cluster_version == Announcement::Needed && self.leadership.primary_term != 0 {
-            self.cluster_version = Announcement::UnderWay;
-            let request = membershippb::ClusterVersionSetRequest { ver: CLUSTER_VERSION.into() };
-            self.propose_own(Waiter::ClusterVersion, &Command::ClusterVersionSet(request));
-            proposed = true;
-        }
-        if self.publication == Announcement::Done && self.cluster_version == Announcement::Done {
+        proposed |= self.keep_version();
+        if self.publication == Announcement::Done && self.version.is_known() {
             self.shared.set_ready();
         }
         Ok(proposed)
@@ -665,11 +681,6 @@ impl Drop for Core {
         self.shared.close();
         self.shared.take(&mut self.inbox);
     }
-}
-
-/// Whether the cluster has this version, or a later one.
-pub(super) fn is_current(version: Option<&str>) -> bool {
-    version.and_then(members::parse_version) >= members::parse_version(CLUSTER_VERSION)
 }
 
 #[cfg(test)]

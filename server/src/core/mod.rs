@@ -27,6 +27,7 @@ mod reads;
 mod scrub;
 mod shared;
 mod shrink;
+mod version;
 mod waiters;
 
 use std::path::PathBuf;
@@ -43,7 +44,7 @@ use crate::apply::quota::Quota;
 
 pub use alarm::OverQuota;
 pub use auto_compaction::Retention;
-pub use driver::run;
+pub use driver::{Ended, run};
 pub use install::InstallJob;
 pub use lease_call::{LeaseAsked, Left};
 pub use log_cut::LogRead;

@@ -17,6 +17,9 @@ use crate::apply::members::{self, Member};
 use crate::apply::v2_store;
 use crate::status;
 
+/// L8: from the removal of this member to its end.
+const PAUSE_AFTER_REMOVAL: Duration = Duration::from_secs(1);
+
 /// What goes to other members after a step.
 #[derive(Debug, Default)]
 pub struct Outgoing {
@@ -28,6 +31,8 @@ pub struct Outgoing {
     pub membership: Option<Membership>,
     /// What only the leader knows of leases.
     pub leases: Vec<LeaseAsked>,
+    /// This member leads and wants to know what the others can do: `PeerEvent::Versions` is the answer.
+    pub asks_versions: bool,
 }
 
 /// Who belongs to the cluster.
@@ -44,14 +49,40 @@ pub struct Membership {
 pub(super) struct Transfers(Vec<Transfer>);
 
 impl Core {
-    /// What has to be sent since this was last called.
-    pub fn take_outgoing(&mut self) -> Outgoing {
-        std::mem::take(&mut self.outgoing)
+    /// What has to be sent since this was last called, if anything.
+    pub fn take_outgoing(&mut self) -> Option<Outgoing> {
+        let outgoing = &self.outgoing;
+        let nothing = outgoing.messages.is_empty()
+            && outgoing.snapshots.is_empty()
+            && outgoing.membership.is_none()
+            && outgoing.leases.is_empty()
+            && !outgoing.asks_versions;
+        if nothing { None } else { Some(std::mem::take(&mut self.outgoing)) }
     }
 
-    /// Whether this member was removed from the cluster: it is to be ended.
+    /// Whether this member was removed from the cluster, and is to be ended: a second after it has applied that, so that
+    /// others hear from it that they are to apply it (L8).
     pub fn is_removed(&self) -> bool {
-        self.removed
+        self.ends_at.is_some_and(|at| self.now >= at)
+    }
+
+    /// Whether this member leads.
+    pub fn leads(&self) -> bool {
+        self.node.status().is_leader
+    }
+
+    /// O5: makes the voter lead that has most of the log. How long to wait for that; None when there is nothing to hand
+    /// over, or nobody to take it.
+    pub fn hand_over(&mut self) -> Option<Duration> {
+        let others = self
+            .node
+            .progress()
+            .into_iter()
+            .filter(|(id, _)| *id != self.member_id && self.conf_state.voters.contains(id));
+        let (successor, _) = others.max_by_key(|(_, matched)| *matched)?;
+        log::info!(to:% = format!("{successor:x}"); "leadership is handed over");
+        self.node.transfer_leader(successor);
+        Some(self.config.election)
     }
 
     pub(super) fn take_peer_event(&mut self, event: PeerEvent) -> Result<(), Fatal> {
@@ -71,9 +102,12 @@ impl Core {
                 self.node.report_snapshot(to, delivered);
                 self.cut.snapshot_sent(to, self.now);
             }
+            PeerEvent::Versions { lowest } => {
+                self.take_lowest_version(lowest.as_deref().and_then(members::parse_version));
+            }
             PeerEvent::ToldRemoved => {
                 log::error!("a peer says that this member was removed from the cluster");
-                self.removed = true;
+                self.ends_at = Some(self.now);
             }
         }
         Ok(())
@@ -106,8 +140,8 @@ impl Core {
         let view = self.store.view();
         let (members, removed) = (members::list(view)?, members::removed(view)?);
         self.cut.keep_members(&members);
-        if removed.contains(&self.member_id) {
-            self.removed = true;
+        if removed.contains(&self.member_id) && self.ends_at.is_none() {
+            self.ends_at = Some(self.now + PAUSE_AFTER_REMOVAL);
         }
         self.outgoing.membership = Some(Membership { members, removed });
         Ok(())

@@ -131,6 +131,11 @@ pub enum PeerEvent {
         /// Whether that member has it.
         delivered: bool,
     },
+    /// The lowest server version of all members, `X.Y.Z`; None when one of them could not be asked.
+    Versions {
+        /// Of this one, too.
+        lowest: Option<String>,
+    },
     /// A peer says that this member was removed.
     ToldRemoved,
 }
@@ -166,6 +171,8 @@ pub(super) struct Shared {
     lessor: Mutex<Lessor>,
     hub: Arc<Hub>,
     ready: watch::Sender<bool>,
+    /// No leader has been known for a while.
+    leaderless: watch::Sender<bool>,
 }
 
 impl Shared {
@@ -195,6 +202,7 @@ impl Shared {
             reader,
             lessor: Mutex::new(lessor),
             ready: watch::Sender::new(false),
+            leaderless: watch::Sender::new(false),
         }
     }
 
@@ -287,6 +295,10 @@ impl Shared {
 
     pub(super) fn set_progress(&self, progress: Vec<(u64, u64)>) {
         *self.progress.lock().expect("no holder of this lock panics") = progress;
+    }
+
+    pub(super) fn set_leaderless(&self, leaderless: bool) {
+        self.leaderless.send_if_modified(|before| std::mem::replace(before, leaderless) != leaderless);
     }
 
     pub(super) fn set_ready(&self) {
@@ -429,6 +441,12 @@ impl Handle {
     /// False when the core ended before that.
     pub async fn ready(&self) -> bool {
         self.0.ready.subscribe().wait_for(|ready| *ready).await.is_ok_and(|ready| *ready)
+    }
+
+    /// Waits until no leader has been known for three election timeouts, or the core has ended (G5).
+    pub async fn leader_lost(&self) {
+        // An error would mean that the core's part is gone, which this handle keeps.
+        let _ = self.0.leaderless.subscribe().wait_for(|leaderless| *leaderless).await;
     }
 
     /// The newest published root.

@@ -51,8 +51,9 @@ impl Routes for Api {
             }
             "/etcdserverpb.Watch/Watch" => {
                 let watches = self.watches.clone();
+                let insists = insists_on_leader(call.headers());
                 call.streaming(async move |requests: &mut Requests, replies: &mut Replies| {
-                    watches.serve(requests, replies).await
+                    while_led(&core, insists, watches.serve(requests, replies)).await
                 });
             }
             "/etcdserverpb.Lease/LeaseGrant" => {
@@ -62,8 +63,9 @@ impl Routes for Api {
                 call.unary(async move |request| lease::revoke(&core, request).await)
             }
             "/etcdserverpb.Lease/LeaseKeepAlive" => {
+                let insists = insists_on_leader(call.headers());
                 call.streaming(async move |requests: &mut Requests, replies: &mut Replies| {
-                    keep_alive(&core, requests, replies).await
+                    while_led(&core, insists, keep_alive(&core, requests, replies)).await
                 });
             }
             "/etcdserverpb.Lease/LeaseTimeToLive" => {
@@ -110,10 +112,29 @@ fn check_metadata(core: &Handle, headers: &HeaderMap) -> Result<(), Status> {
     {
         return Err(status::INVALID_CLIENT_API_VERSION);
     }
-    if headers.get("hasleader").is_some_and(|value| value == "true") && core.facts().leader == 0 {
+    if insists_on_leader(headers) && core.facts().leader == 0 {
         return Err(status::NO_LEADER);
     }
     Ok(())
+}
+
+fn insists_on_leader(headers: &HeaderMap) -> bool {
+    headers.get("hasleader").is_some_and(|value| value == "true")
+}
+
+/// G5: a stream that insists on a leader ends when there has been none for a while.
+async fn while_led(
+    core: &Handle,
+    insists: bool,
+    serve: impl Future<Output = Result<(), Status>>,
+) -> Result<(), Status> {
+    if !insists {
+        return serve.await;
+    }
+    tokio::select! {
+        outcome = serve => outcome,
+        () = core.leader_lost() => Err(status::NO_LEADER),
+    }
 }
 
 /// The next chunk is read while one is sent.

@@ -57,6 +57,8 @@ pub struct Sim {
     pub trace: Vec<String>,
     pub installed: u64,
     pub read_back: u64,
+    /// Leaders that are answering others about leases.
+    asked: Vec<Pin<Box<dyn Future<Output = ()>>>>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -95,6 +97,7 @@ impl Sim {
             trace: Vec::new(),
             installed: 0,
             read_back: 0,
+            asked: Vec::new(),
             runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
         };
         for number in 1..=count {
@@ -184,7 +187,7 @@ impl Sim {
             self.trace.push(format!("{number} makes a store: {outcome:?}"));
             core.install_made(outcome);
         }
-        let outgoing = core.take_outgoing();
+        let outgoing = core.take_outgoing().unwrap_or_default();
         if let Some(membership) = outgoing.membership {
             member.membership = membership;
         }
@@ -211,6 +214,14 @@ impl Sim {
             self.trace.push(format!("{number} sends a snapshot of {total} bytes"));
             self.network.push(Letter { message, database: Some(bytes.to_vec()) });
         }
+        if outgoing.asks_versions {
+            let reached = self
+                .members
+                .iter()
+                .all(|(number, member)| member.core.is_some() && !self.cut.contains(number));
+            let lowest = reached.then(|| "3.7.1".to_owned());
+            self.handle(number).peer_event(PeerEvent::Versions { lowest }).unwrap();
+        }
         for asked in outgoing.leases {
             self.ask_leader(number, asked);
         }
@@ -220,13 +231,9 @@ impl Sim {
     fn ask_leader(&mut self, number: u64, asked: LeaseAsked) {
         let leader = self.number_of(self.handle(number).facts().leader);
         let reached = leader.filter(|leader| !self.cut.contains(&number) && !self.cut.contains(leader));
-        match reached.map(|leader| self.handle(leader)) {
-            None => asked.fail(),
-            Some(handle) => {
-                let mut answering = Box::pin(asked.answer_from(handle));
-                // The leader's own answer needs no more than its lessor.
-                let _ = poll(&self.runtime, answering.as_mut());
-            }
+        // Where nobody is reached the question is dropped.
+        if let Some(leader) = reached {
+            self.asked.push(Box::pin(asked.answer_from(self.handle(leader))));
         }
     }
 
@@ -234,6 +241,8 @@ impl Sim {
         for number in self.members.keys().copied().collect::<Vec<_>>() {
             self.step(number);
         }
+        let runtime = &self.runtime;
+        self.asked.retain_mut(|answering| poll(runtime, answering.as_mut()).is_none());
     }
 
     fn is_cut(&self, number: u64) -> bool {

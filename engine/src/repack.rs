@@ -181,7 +181,8 @@ impl<'a> Walk<'_, 'a> {
         }
         let saved = self.list(node, low, first, &children)?;
         let cell = page.used_bytes() / page.count();
-        Ok(page.used_bytes() - saved * cell)
+        // What links say that were changed may be more than there is.
+        Ok(page.used_bytes().saturating_sub(saved * cell))
     }
 
     /// The writer will need what is to be written anew, and should find it in memory.

@@ -191,8 +191,10 @@ impl<'a> View<'a> {
     ) -> Result<(), StoreError> {
         let mut cursor = self.seek(TreeId::Key, &first_of(from.max(0)))?;
         while let Some(key) = cursor.key() {
-            let (at, tombstone) =
-                RevisionKey::parse(key).ok_or_else(|| inconsistent(TreeId::Key, "malformed key", key))?;
+            // The index has no more than 32 bits for the sub.
+            let (at, tombstone) = RevisionKey::parse(key)
+                .filter(|(at, _)| u32::try_from(at.sub).is_ok())
+                .ok_or_else(|| inconsistent(TreeId::Key, "malformed key", key))?;
             if at.main > to {
                 break;
             }

@@ -24,6 +24,8 @@ pub(crate) struct Generator {
     pub(crate) revision: i64,
     /// Newest compaction; 0 before the first.
     pub(crate) compacted: i64,
+    /// The compaction before.
+    compacted_before: i64,
     pending: Vec<Op>,
     values: u64,
     /// Whether the transaction in the making deletes; else its puts may keep value or lease of their key. Both in one
@@ -37,6 +39,7 @@ impl Generator {
             rng: Rng::new(seed),
             revision: 1,
             compacted: 0,
+            compacted_before: 0,
             pending: Vec::new(),
             values: 0,
             deleting: false,
@@ -46,8 +49,11 @@ impl Generator {
     /// Takes note of the revisions that an answer shows.
     pub(crate) fn learn(&mut self, op: &Op, response: &Response) {
         self.revision = self.revision.max(response.revision());
-        if let (Op::Compact(request), Response::Compact(_)) = (op, response) {
-            self.compacted = self.compacted.max(request.revision);
+        if let (Op::Compact(request), Response::Compact(_)) = (op, response)
+            && request.revision > self.compacted
+        {
+            self.compacted_before = self.compacted;
+            self.compacted = request.revision;
         }
     }
 
@@ -86,7 +92,7 @@ impl Generator {
             let revision = self.rng.between(self.compacted + 1, self.revision);
             ops.push(Op::HashKv(HashKvRequest { revision }));
         }
-        if self.compacted > 1 {
+        if self.compacted > 1 && self.compacted - 1 != self.compacted_before {
             ops.push(Op::HashKv(HashKvRequest { revision: self.compacted - 1 }));
         }
         ops.push(Op::HashKv(HashKvRequest { revision: self.revision + 1000 }));

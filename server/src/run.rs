@@ -1,7 +1,7 @@
 //! The process of a member, from its arguments to its exit: configuration, data directory, core, client port.
 //!
 //! Everything that is wrong ends in one clear line and exit status 1 (2 for a command line that cannot be read).
-//! The peer port is not opened: a lone member has no peers.
+//! The peer port is not opened: a member that finds others in its cluster ends before it serves.
 
 use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
@@ -24,7 +24,7 @@ use trilith_wal::Wal;
 
 use crate::apply::quota::Quota;
 use crate::config::{self, Config, Note, Refusal, Setting};
-use crate::core::{self, Core, Ended, Peer};
+use crate::core::{self, Core, Ended, Outgoing, Peer};
 use crate::rpc::{Api, Options, Server, Stop};
 use crate::{logging, memory};
 
@@ -176,7 +176,8 @@ async fn member(config: &Config, disk: Arc<dyn Disk>) -> Result<(), String> {
         "opened the data directory"
     );
     let (end_core, core_ends) = oneshot::channel::<()>();
-    let running = core::run(core, |_| {}, async {
+    let (tell_size, size) = oneshot::channel();
+    let running = core::run(core, refuse_others(tell_size), async {
         // A sender that is gone is a request to end as well.
         let _ = core_ends.await;
     });
@@ -192,6 +193,7 @@ async fn member(config: &Config, disk: Arc<dyn Disk>) -> Result<(), String> {
     };
     let why = tokio::select! {
         outcome = &mut core_task => return core_outcome(outcome),
+        Ok(members) = size => return Err(of_several(&config.data_dir, members)),
         _ready = handle.ready() => None,
         name = &mut signalled => Some(name),
     };
@@ -227,6 +229,29 @@ async fn member(config: &Config, disk: Arc<dyn Disk>) -> Result<(), String> {
         Ok(Ok(Ended::Asked)) => served.map_err(|error| error.to_string()),
         other => core_outcome(other),
     }
+}
+
+/// Takes what the core has for other members: tells how many members there are when there are others, since without a peer
+/// port this one would wait for them for good.
+fn refuse_others(tell: oneshot::Sender<usize>) -> impl FnMut(Outgoing) {
+    let mut tell = Some(tell);
+    move |outgoing| {
+        let members = outgoing.membership.map_or(0, |membership| membership.members.len());
+        if members > 1
+            && let Some(tell) = tell.take()
+        {
+            // Whoever has gone away meanwhile ends the member anyway.
+            let _ = tell.send(members);
+        }
+    }
+}
+
+fn of_several(dir: &Path, members: usize) -> String {
+    format!(
+        "{} is of a cluster of {members} members: clusters of several members are not supported yet by this version \
+         of Trilith",
+        dir.display()
+    )
 }
 
 fn core_config(config: &Config, disk: Arc<dyn Disk>) -> core::Config {

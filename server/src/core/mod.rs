@@ -55,8 +55,6 @@ pub use shared::{Facts, Handle, Overflow, PeerEvent};
 
 /// The version that this server reports and brings the cluster to.
 pub const SERVER_VERSION: &str = "3.7.1";
-/// The version of the cluster, of the log's entries and of the store's content.
-pub const CLUSTER_VERSION: &str = "3.7.0";
 
 /// A member of the initial cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use trilith_proto::membershippb;
 
+use super::Core;
 use super::waiters::Waiter;
-use super::{CLUSTER_VERSION, Core};
 use crate::apply::command::Command;
 use crate::apply::members;
 
 /// X16: from one look to the next.
 const PAUSE: Duration = Duration::from_secs(4);
+/// The version of this server's clusters, of the log's entries and of the store's content.
+const OWN: Version = (3, 7, 0);
 /// What a cluster begins with that has members which cannot be asked.
 const FIRST: (u32, u32, u32) = (3, 0, 0);
 
@@ -62,8 +64,8 @@ impl Core {
 
     /// Looks for the version if that is due. Whether it proposed one.
     pub(super) fn keep_version(&mut self) -> bool {
-        let own = members::parse_version(CLUSTER_VERSION);
-        let due = self.version.known < own && !self.version.proposed && self.now >= self.version.look_at;
+        let due =
+            self.version.known < Some(OWN) && !self.version.proposed && self.now >= self.version.look_at;
         if !due || !self.is_primary() {
             return false;
         }
@@ -72,13 +74,12 @@ impl Core {
             self.outgoing.asks_versions = true;
             return false;
         }
-        self.take_lowest_version(own)
+        self.take_lowest_version(Some(OWN))
     }
 
     /// The lowest server version among all members; None when one of them could not be asked. Whether it proposed.
     pub(super) fn take_lowest_version(&mut self, lowest: Option<Version>) -> bool {
-        let own = members::parse_version(CLUSTER_VERSION);
-        let lowest = lowest.map(|(major, minor, _)| (major, minor, 0)).min(own);
+        let lowest = lowest.map(|(major, minor, _)| (major, minor, 0).min(OWN));
         let Some(wanted) = lowest.or(Some(FIRST).filter(|_| self.version.known.is_none())) else {
             return false;
         };

@@ -84,7 +84,9 @@ impl<'a> View<'a> {
     /// At the revision of one of the last compactions it is what the compaction found, beside the compact revision
     /// before it.
     pub fn hash_kv(&self, revision: i64) -> Result<(u32, i64, i64), StoreError> {
-        if let Some(kept) = self.state.hashes.iter().find(|kept| kept.revision == revision) {
+        // 0 asks for the current revision, though a compaction to 0 is allowed, too.
+        let mut kept = self.state.hashes.iter().filter(|kept| kept.revision > 0);
+        if let Some(kept) = kept.find(|kept| kept.revision == revision) {
             return Ok((kept.hash, kept.before, revision));
         }
         let compacted = self.compact_revision();

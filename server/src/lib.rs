@@ -11,6 +11,7 @@ mod blocking;
 #[allow(missing_docs)]
 pub mod config;
 pub mod core;
+pub mod discovery;
 pub mod lease;
 pub mod logging;
 pub mod memory;

@@ -23,8 +23,10 @@ use trilith_disk::{Disk, RealDisk};
 use trilith_wal::Wal;
 
 use crate::apply::quota::Quota;
+use crate::config::discovery::Discovery;
 use crate::config::{self, Config, Note, Refusal, Setting};
 use crate::core::{self, Core, Ended, Outgoing, Peer};
+use crate::discovery::{self, JoinError};
 use crate::rpc::{Api, Options, Server, Stop};
 use crate::{logging, memory};
 
@@ -65,7 +67,7 @@ pub fn main(
         return ExitCode::from(1);
     }
     announce(&config);
-    match serve(&config) {
+    match serve(config) {
         Ok(()) => {
             log::info!("closed etcd server");
             ExitCode::SUCCESS
@@ -128,11 +130,16 @@ fn setting(setting: &Setting) -> (&str, Value<'_>) {
 }
 
 /// Opens everything, serves until a signal, ends in order.
-fn serve(config: &Config) -> Result<(), String> {
+fn serve(mut config: Config) -> Result<(), String> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let first_start = !Wal::exists(disk.as_ref(), &config.wal_folder());
     if first_start {
+        look_up_members(&mut config)?;
         config.verify_bootstrap()?;
+    } else if matches!(config.discovery, Discovery::Service(_)) {
+        let dir = config.wal_folder().display().to_string();
+        log::warn!("wal-dir" = dir.as_str();
+            "discovery token is ignored since cluster already initialized; valid logs are found");
     }
     make_dir(&config.data_dir)?;
     let _lock = lock(&config.data_dir)?;
@@ -150,7 +157,43 @@ fn serve(config: &Config) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|error| format!("failed to start the runtime: {error}"))?;
-    LocalSet::new().block_on(&runtime, member(config, disk))
+    if first_start {
+        // Until the member serves, a signal ends the process at once.
+        runtime.block_on(join_members(&mut config))?;
+    }
+    LocalSet::new().block_on(&runtime, member(&config, disk))
+}
+
+/// The initial cluster by DNS, where it is to come from there.
+fn look_up_members(config: &mut Config) -> Result<(), String> {
+    let srv = match &config.discovery {
+        Discovery::Srv(srv) => srv,
+        Discovery::Service(_) if config.initial_cluster_existing => {
+            return Err("discovery URL should not be set when joining existing initial cluster".to_owned());
+        }
+        Discovery::Service(_) | Discovery::Off => return Ok(()),
+    };
+    let resolver = trilith_dns::Resolver::system();
+    let found = discovery::cluster_of_srv(&resolver, srv, &config.name, &config.advertise_peer_urls);
+    config.initial_cluster = found.map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// The initial cluster from a discovery service, where it is to come from there.
+async fn join_members(config: &mut Config) -> Result<(), String> {
+    let Discovery::Service(service) = &config.discovery else { return Ok(()) };
+    let found = discovery::join(service, &config.name, &config.advertise_peer_urls).await;
+    if let Err(error) = &found {
+        let (token, refused) = (service.token.as_str(), matches!(error, JoinError::Refused(_)));
+        let error = error.to_string();
+        if !refused {
+            log::warn!("discovery-token" = token, error = error.as_str();
+                "failed to bootstrap; discovery token was already used");
+            log::warn!("do not reuse discovery token; generate a new one to bootstrap a cluster");
+        }
+    }
+    config.initial_cluster = found.map_err(|error| error.to_string())?;
+    config.verify_bootstrap()
 }
 
 async fn member(config: &Config, disk: Arc<dyn Disk>) -> Result<(), String> {

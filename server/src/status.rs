@@ -32,6 +32,33 @@ pub enum Code {
     Unauthenticated = 16,
 }
 
+impl Code {
+    /// The code with this number on the wire.
+    pub fn from_number(number: u8) -> Option<Code> {
+        use Code::*;
+        const ALL: [Code; 17] = [
+            Ok,
+            Canceled,
+            Unknown,
+            InvalidArgument,
+            DeadlineExceeded,
+            NotFound,
+            AlreadyExists,
+            PermissionDenied,
+            ResourceExhausted,
+            FailedPrecondition,
+            Aborted,
+            OutOfRange,
+            Unimplemented,
+            Internal,
+            Unavailable,
+            DataLoss,
+            Unauthenticated,
+        ];
+        ALL.get(usize::from(number)).copied()
+    }
+}
+
 /// What a failed call answers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -85,6 +112,7 @@ macro_rules! statuses {
 }
 
 statuses! {
+    AUTH_NOT_ENABLED = "ErrGRPCAuthNotEnabled", FailedPrecondition, "etcdserver: authentication is not enabled";
     BAD_LEADER_TRANSFEREE = "ErrGRPCBadLeaderTransferee", FailedPrecondition, "etcdserver: bad leader transferee";
     CANCELED = "ErrGRPCCanceled", Canceled, "etcdserver: request canceled";
     CLUSTER_ID_MISMATCH = "ErrGRPCClusterIDMismatch", FailedPrecondition, "etcdserver: cluster ID mismatch";

@@ -9,9 +9,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
+use trilith_dns::Resolver;
 
 use crate::exit::Failure;
 use crate::flags::Flags;
+use crate::srv;
 
 mod stubs {
     //! The generated client stubs.
@@ -64,35 +66,26 @@ impl Config {
     /// The connection's flags of `etcdctl`.
     ///
     /// # Errors
-    /// Code 128: a flag asks for TLS, authentication or discovery, which are not there yet.
+    /// Code 128: a flag asks for TLS or authentication, which are not there yet. Code 1: the domain of
+    /// `--discovery-srv` has no records.
     pub(crate) fn from_flags(flags: &Flags) -> Result<Config, Failure> {
         for name in ["cert", "key", "cacert"] {
             if flags.changed(name) && flags.text(name).is_empty() {
                 return Err(Failure::bad_args(format_args!("empty string is passed to --{name} option")));
             }
         }
-        let texts = [
-            "cert",
-            "key",
-            "cacert",
-            "user",
-            "password",
-            "auth-jwt-token",
-            "discovery-srv",
-            "discovery-srv-name",
-        ];
+        let texts = ["cert", "key", "cacert", "user", "password", "auth-jwt-token"];
         let given = texts.into_iter().find(|name| !flags.text(name).is_empty());
-        let switched =
-            [("insecure-transport", true), ("insecure-discovery", true), ("insecure-skip-tls-verify", false)];
+        let switched = [("insecure-transport", true), ("insecure-skip-tls-verify", false)];
         let switched =
             switched.into_iter().find(|(name, default)| flags.bool(name) != *default).map(|(name, _)| name);
         if let Some(name) = given.or(switched) {
             return Err(Failure::bad_args(format_args!(
-                "--{name}: TLS, authentication and discovery are not supported yet"
+                "--{name}: TLS and authentication are not supported yet"
             )));
         }
         let config = Config {
-            endpoints: flags.list("endpoints").to_vec(),
+            endpoints: endpoints(flags)?,
             dial_timeout: flags.duration("dial-timeout"),
             command_timeout: flags.duration("command-timeout"),
             keepalive_time: flags.duration("keepalive-time"),
@@ -174,6 +167,18 @@ impl Config {
             max_answer: or(self.max_answer, i32::MAX as usize),
         }
     }
+}
+
+/// Those of the domain of `--discovery-srv`; without any, those of `--endpoints`.
+fn endpoints(flags: &Flags) -> Result<Vec<String>, Failure> {
+    let found = match flags.text("discovery-srv") {
+        "" => Vec::new(),
+        domain => {
+            let (name, insecure) = (flags.text("discovery-srv-name"), flags.bool("insecure-discovery"));
+            srv::endpoints(&Resolver::system(), domain, name, insecure)?
+        }
+    };
+    if found.is_empty() { Ok(flags.list("endpoints").to_vec()) } else { Ok(found) }
 }
 
 /// A connection, and the deadline of the command that opened it.
@@ -271,7 +276,6 @@ mod tests {
             (&["--user", "root:pw"], "--user:"),
             (&["--insecure-transport=false"], "--insecure-transport:"),
             (&["--insecure-skip-tls-verify"], "--insecure-skip-tls-verify:"),
-            (&["--discovery-srv", "example.com"], "--discovery-srv:"),
             (&["--key="], "empty string is passed to --key option"),
             (&["--endpoints=https://a:1"], "\"https://a:1\""),
             (&["--endpoints=unix://a"], "unix"),

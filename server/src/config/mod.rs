@@ -3,6 +3,7 @@
 //! `reference/flags.tsv` drives parsing, help and tests alike. A flag whose feature is not there yet is accepted at
 //! its default and refused by name otherwise. Nothing here opens a file or a socket.
 
+pub mod discovery;
 mod parse;
 mod table;
 pub mod url;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use trilith_wal::IoChoice;
 
+use discovery::Discovery;
 use parse::Given;
 pub use parse::Note;
 use table::{Kind, ROWS, Support};
@@ -94,8 +96,10 @@ pub struct Config {
     pub advertise_peer_urls: Vec<Url>,
     /// Members by name; checked by [`Config::verify_bootstrap`] on a first start only.
     pub initial_cluster: Vec<(String, Vec<Url>)>,
-    /// Goes into the ids.
+    /// Goes into the ids; with a discovery service it is the service's token.
     pub initial_cluster_token: String,
+    /// What finds the initial cluster at a first start.
+    pub discovery: Discovery,
     /// `existing`: join a cluster that runs.
     pub initial_cluster_existing: bool,
     /// One tick of raft's clock.
@@ -176,10 +180,7 @@ impl Config {
                 "--advertise-client-urls is required when --listen-client-urls is set explicitly".to_owned()
             );
         }
-        let initial_cluster = match given.text("initial-cluster") {
-            _ if !given.is_set("initial-cluster") => vec![(name.clone(), advertise_peer_urls.clone())],
-            text => cluster_of(text)?,
-        };
+        let (discovery, initial_cluster) = discovery::read(&given, &name, &advertise_peer_urls)?;
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         Ok(Config {
             data_dir,
@@ -190,7 +191,8 @@ impl Config {
             advertise_client_urls,
             advertise_peer_urls,
             initial_cluster,
-            initial_cluster_token: given.text("initial-cluster-token").to_owned(),
+            initial_cluster_token: discovery.token(&given),
+            discovery,
             initial_cluster_existing: given.text("initial-cluster-state") == "existing",
             heartbeat_interval,
             election_timeout,
@@ -243,6 +245,10 @@ impl Config {
                 self.initial_cluster.len(),
                 if self.initial_cluster_existing { " and --initial-cluster-state is existing" } else { "" },
             ));
+        }
+        if matches!(self.discovery, Discovery::Srv(_)) {
+            // The records were compared by address, since they name hosts as they like.
+            return Ok(());
         }
         let missing = |from: &[Url], there: &[Url]| -> Vec<String> {
             from.iter().filter(|url| !there.contains(url)).map(Url::to_string).collect()
@@ -410,14 +416,14 @@ fn check_hosts(flag: &str, urls: &[Url]) -> Result<(), String> {
 }
 
 /// `name=url,name=url`; a name may come several times.
-fn cluster_of(text: &str) -> Result<Vec<(String, Vec<Url>)>, String> {
+pub(crate) fn cluster_of(text: &str) -> Result<Vec<(String, Vec<Url>)>, String> {
     let mut members: Vec<(String, Vec<Url>)> = Vec::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let (name, url) = part.split_once('=').unwrap_or((part, ""));
         if url.is_empty() {
-            return Err(format!("error setting up initial cluster: empty URL given for {name:?}"));
+            return Err(format!("empty URL given for {name:?}"));
         }
-        let url = Url::parse(url).map_err(|error| format!("error setting up initial cluster: {error}"))?;
+        let url = Url::parse(url)?;
         match members.iter_mut().find(|(other, _)| other == name) {
             Some((_, urls)) => urls.push(url),
             None => members.push((name.to_owned(), vec![url])),
@@ -448,8 +454,9 @@ fn logging_of(given: &Given) -> Result<logging::Options, String> {
 
 fn effective(given: &Given) -> Vec<Setting> {
     let shown = |support| matches!(support, Support::Works | Support::NoEffect | Support::DefaultOnly);
+    let hidden = ["version", parse::SECRET];
     let flags =
-        ROWS.iter().filter(|row| row.kind == Kind::Flag && shown(row.support) && row.name != "version");
+        ROWS.iter().filter(|row| row.kind == Kind::Flag && shown(row.support) && !hidden.contains(&row.name));
     let quoted = |type_name: &str| !["bool", "int", "int64", "uint", "uint32", "uint64"].contains(&type_name);
     let setting = |row: &table::Row| Setting {
         name: row.name,

@@ -7,6 +7,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use super::table::{Kind, ROWS, Row, Support, flag};
 use super::{Refusal, value};
 
+/// The flag whose value is never logged.
+pub(super) const SECRET: &str = "discovery-password";
+
 /// Something to log once logging stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
@@ -126,8 +129,8 @@ fn read_env(given: &mut Given, env: impl IntoIterator<Item = (OsString, OsString
                         value.to_string_lossy()
                     ))
                 })?;
-                let text = value.to_string_lossy().into_owned();
-                given.notes.push(Note::UsedVariable { name: name.to_owned(), value: text });
+                let text = if row.name == SECRET { "***".into() } else { value.to_string_lossy() };
+                given.notes.push(Note::UsedVariable { name: name.to_owned(), value: text.into_owned() });
                 given.set(row, value);
             }
             None if known => {}

@@ -54,11 +54,22 @@ pub(super) struct Row {
 }
 
 /// Flags that do what they say.
-const WORKS: [&str; 34] = [
+const WORKS: [&str; 45] = [
     "advertise-client-urls",
     "auto-compaction-mode",
     "auto-compaction-retention",
     "data-dir",
+    "discovery-dial-timeout",
+    "discovery-endpoints",
+    "discovery-fallback",
+    "discovery-keepalive-time",
+    "discovery-keepalive-timeout",
+    "discovery-password",
+    "discovery-request-timeout",
+    "discovery-srv",
+    "discovery-srv-name",
+    "discovery-token",
+    "discovery-user",
     "election-timeout",
     "feature-gates",
     "grpc-keepalive-interval",

@@ -60,7 +60,8 @@ impl Url {
     }
 }
 
-fn split_host_port(address: &str) -> Option<(&str, u16)> {
+/// Host without brackets, and port.
+pub(super) fn split_host_port(address: &str) -> Option<(&str, u16)> {
     let (host, port) = address.rsplit_once(':')?;
     let host = match host.strip_prefix('[') {
         Some(rest) => rest.strip_suffix(']')?,

@@ -8,11 +8,11 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::status::{Code, Status};
 
-pub(super) const HEADER_BYTES: usize = 5;
+pub(crate) const HEADER_BYTES: usize = 5;
 
 /// Cuts message frames out of chunks.
 #[derive(Debug)]
-pub(super) struct Frames {
+pub(crate) struct Frames {
     chunk: Bytes,
     partial: BytesMut,
     /// Largest message accepted, in bytes.
@@ -20,23 +20,23 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    pub(super) fn new(limit: usize) -> Frames {
+    pub(crate) fn new(limit: usize) -> Frames {
         Frames { chunk: Bytes::new(), partial: BytesMut::new(), limit }
     }
 
     /// Takes the next chunk. `take` must have answered `None` before.
-    pub(super) fn push(&mut self, chunk: Bytes) {
+    pub(crate) fn push(&mut self, chunk: Bytes) {
         debug_assert!(self.chunk.is_empty());
         self.chunk = chunk;
     }
 
     /// Whether a frame has begun but not ended.
-    pub(super) fn is_partial(&self) -> bool {
+    pub(crate) fn is_partial(&self) -> bool {
         !self.partial.is_empty() || !self.chunk.is_empty()
     }
 
     /// The next whole message, or `None` when more chunks are needed.
-    pub(super) fn take(&mut self) -> Result<Option<Bytes>, Status> {
+    pub(crate) fn take(&mut self) -> Result<Option<Bytes>, Status> {
         if self.partial.is_empty() {
             if self.chunk.len() >= HEADER_BYTES {
                 let len = self.check_header(&self.chunk[..HEADER_BYTES])?;

@@ -11,7 +11,7 @@
 mod authority;
 mod call;
 mod conn;
-mod frame;
+pub(crate) mod frame;
 mod health;
 mod router;
 mod server;

@@ -109,7 +109,9 @@ impl CheckpointJob {
                 Err(error)
             }
             written => {
+                trilith_failpoint::hit("beforeCommit");
                 let durable = written.and_then(|roots| self.commit(roots));
+                trilith_failpoint::hit("afterCommit");
                 Ok(durable.inspect_err(|error| self.state.source.stop(error))?)
             }
         };
@@ -170,6 +172,7 @@ impl CheckpointJob {
             places: self.space.next_places().collect(),
         };
         let slot = 1 - self.durable.slot;
+        trilith_failpoint::hit("trilithBeforeMeta");
         source.write(&meta.encode(), slot)?;
         source.sync()?;
         self.space.written();

@@ -420,6 +420,7 @@ impl<L: Log> Node<L> {
         let hard_state = ready.hs().map(transcode::hard_state_out);
         if hard_state.is_some() || !ready.entries().is_empty() {
             let entries = ready.entries().iter().map(transcode::entry_ref);
+            trilith_failpoint::hit("raftBeforeSave");
             let ticket = self.log.append(entries, hard_state.as_ref(), ready.must_sync());
             if ready.must_sync() {
                 self.barrier = ticket;
@@ -448,6 +449,7 @@ impl<L: Log> Node<L> {
             out.committed.push(committed(entry)?);
         }
         self.in_flight.push_back(InFlight { number: ready.number(), ticket: self.barrier, messages });
+        trilith_failpoint::hit("raftBeforeAdvance");
         self.raw.advance_append_async(ready);
         self.confirm_durable(out);
         Ok(())
@@ -474,6 +476,7 @@ impl<L: Log> Node<L> {
             out.messages.extend(ready.messages.into_iter().map(transcode::message_out));
         }
         let Some(number) = newest else { return false };
+        trilith_failpoint::hit("raftAfterSave");
         self.raw.on_persist_ready(number);
         true
     }

@@ -36,6 +36,11 @@ pub fn main(
     env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
+    let env: Vec<(OsString, OsString)> = env.into_iter().collect();
+    if let Err(error) = set_failpoints(&env) {
+        eprintln!("etcd: {error}");
+        return ExitCode::from(1);
+    }
     if let Some(command) = args.first().filter(|arg| *arg == "gateway" || *arg == "grpc-proxy") {
         eprintln!("etcd {}: not there yet in this version of Trilith", command.to_string_lossy());
         return ExitCode::from(1);
@@ -77,6 +82,12 @@ pub fn main(
             ExitCode::from(1)
         }
     }
+}
+
+/// Sets the points that tests want, in builds that have them.
+fn set_failpoints(env: &[(OsString, OsString)]) -> Result<(), String> {
+    let of = |name: &str| env.iter().find(|(other, _)| other == name).and_then(|(_, value)| value.to_str());
+    trilith_failpoint::start(of("GOFAIL_HTTP"), of("GOFAIL_FAILPOINTS"))
 }
 
 /// Logs what was read and what comes of it.

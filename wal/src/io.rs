@@ -116,7 +116,9 @@ fn write_and_sync(batch: Batch, fsync: bool) -> Done {
     let mut result = batch.segment.write(&batch.buf, batch.offset);
     if result.is_ok() && fsync {
         let start = Instant::now();
+        trilith_failpoint::hit("walBeforeSync");
         result = batch.segment.sync();
+        trilith_failpoint::hit("walAfterSync");
         micros = Some(start.elapsed().as_micros() as u64);
     }
     Done { batch, micros, result }

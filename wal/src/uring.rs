@@ -175,6 +175,8 @@ impl BatchIo for Uring {
         let Some(slot) = self.flights.iter().position(Option::is_none) else {
             return Err(WalError::Stopped("more batches under way than the ring has slots".into()));
         };
+        // The write syncs by itself.
+        trilith_failpoint::hit("walBeforeSync");
         self.flights[slot] = Some(Flight { batch, written: 0, started: Instant::now() });
         self.push(slot).map_err(|e| self.ring_error(e))
     }
@@ -186,6 +188,7 @@ impl BatchIo for Uring {
                 return Ok(());
             };
             done.extend(self.complete(slot as usize, result)?);
+            trilith_failpoint::hit("walAfterSync");
         }
     }
 

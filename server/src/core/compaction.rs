@@ -138,7 +138,9 @@ impl Core {
         if self.now < compaction.resume_at {
             return Ok(false);
         }
+        trilith_failpoint::hit("compactBeforeCommitBatch");
         compaction.last = self.store.remove_doomed(doomed, compaction.work)?;
+        trilith_failpoint::hit("compactAfterCommitBatch");
         if doomed.is_done() {
             compaction.stage = Stage::Wanted;
         }

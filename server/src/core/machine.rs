@@ -233,6 +233,10 @@ impl Core {
             progressed |= self.campaign_alone()? | self.announce()? | self.revoke_expired();
             progressed |= self.propose_alarms();
             progressed |= self.offer_made()?;
+            if !self.out.messages.is_empty() {
+                let leads = self.node.status().is_leader;
+                trilith_failpoint::hit(if leads { "raftBeforeLeaderSend" } else { "raftBeforeFollowerSend" });
+            }
             self.outgoing.messages.append(&mut self.out.messages);
             if !progressed {
                 break;
@@ -418,11 +422,14 @@ impl Core {
             self.node.applied(index);
             self.cut_log(index);
             self.checkpoints.changed = true;
+            trilith_failpoint::hit("beforeWritebackBuf");
             self.store.publish();
+            trilith_failpoint::hit("afterWritebackBuf");
             self.publish_facts();
             if !self.changes.is_empty() {
                 self.shared.hub().publish(std::mem::take(&mut self.changes));
             }
+            trilith_failpoint::hit("trilithBeforeAnswers");
         }
         self.send_answers();
         Ok(())
@@ -435,8 +442,14 @@ impl Core {
         match entry.body {
             // A leader's first entry.
             Body::Normal(data) if data.is_empty() => Ok(()),
-            Body::Normal(data) => self.apply_request(data, entry.term),
-            Body::ConfChange(change) => self.apply_conf_change(&change),
+            Body::Normal(data) => {
+                trilith_failpoint::hit("beforeApplyOneEntryNormal");
+                self.apply_request(data, entry.term)
+            }
+            Body::ConfChange(change) => {
+                trilith_failpoint::hit("beforeApplyOneConfChange");
+                self.apply_conf_change(&change)
+            }
         }
     }
 
@@ -456,8 +469,12 @@ impl Core {
         };
         let compacts = matches!(command, Command::Compaction(_));
         let sets_version = matches!(command, Command::ClusterVersionSet(_));
+        if compacts {
+            trilith_failpoint::hit("compactBeforeCommitScheduledCompact");
+        }
         let applied = apply::apply(&mut self.store, command, &mut context)?;
         if compacts {
+            trilith_failpoint::hit("compactAfterCommitScheduledCompact");
             self.compaction.want();
         }
         if sets_version {
@@ -535,6 +552,7 @@ impl Core {
     fn announce(&mut self) -> Result<bool, Fatal> {
         let mut proposed = false;
         if self.publication == Announcement::Needed && self.leadership.leader != 0 {
+            trilith_failpoint::hit("beforePublishing");
             self.publication = Announcement::UnderWay;
             let attributes = membershippb::Attributes {
                 name: self.config.name.clone(),

@@ -91,6 +91,9 @@ impl Core {
                 self.take_snapshot(message)?;
             }
             PeerEvent::Message(message) if self.waits_for_snapshot(&message) => {}
+            PeerEvent::Message(message)
+                if message.r#type() == raftpb::MessageType::MsgHeartbeat
+                    && trilith_failpoint::hit("raftDropHeartbeat").is_some() => {}
             PeerEvent::Message(message) => match self.node.step(message) {
                 // Proposals that nobody takes now: who proposed them waits in vain, as with etcd.
                 Ok(()) | Err(RaftError::Dropped) => {}

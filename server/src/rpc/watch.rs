@@ -68,6 +68,7 @@ impl Watches {
                     let root = stream.root();
                     for delivery in &deliveries {
                         for reply in encoder.delivery(delivery, &root).map_err(broken)? {
+                            trilith_failpoint::hit("beforeSendWatchResponse");
                             if replies.send(reply).await.is_err() {
                                 return Ok(());
                             }
@@ -89,6 +90,7 @@ impl Watches {
                 Some(self.encoder().canceled(cancel.watch_id, revision))
             }
             RequestUnion::ProgressRequest(_) => {
+                trilith_failpoint::hit("beforeProgressIfSync");
                 stream.request_progress();
                 None
             }

@@ -233,6 +233,7 @@ impl RangeStream {
     pub async fn next_chunk(mut self) -> Result<(Option<Reply>, RangeStream), Status> {
         let Some(start) = self.next.take() else { return Ok((None, self)) };
         blocking::read(move || {
+            trilith_failpoint::hit("beforeRangeStreamChunk");
             let chunk = self.chunk(&start)?;
             Ok((Some(chunk), self))
         })

@@ -43,6 +43,7 @@ pub async fn keep_alive(handle: &Handle, request: LeaseKeepAliveRequest) -> Resu
 /// L8.
 pub async fn time_to_live(handle: &Handle, request: LeaseTimeToLiveRequest) -> Result<Reply, Status> {
     let id = request.id;
+    trilith_failpoint::hit("beforeLookupWhenLeaseTimeToLive");
     let left = handle.lease_left(id, request.keys).await?;
     let missing = LeaseTimeToLiveResponse { id, ttl: -1, ..Default::default() };
     let response = LeaseTimeToLiveResponse { header: header(handle), ..left.unwrap_or(missing) };

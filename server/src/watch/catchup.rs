@@ -78,6 +78,7 @@ impl Round {
 
     /// Reads on from the watcher that is furthest behind.
     pub(super) fn run(self, history: &impl History) -> Result<Done, StoreError> {
+        trilith_failpoint::hit("beforeSyncWatchers");
         let mut done = Done::default();
         let compact_revision = history.compact_revision();
         let (gone, watchers): (Vec<_>, Vec<_>) =

@@ -43,10 +43,16 @@ pub struct Member {
 
 /// Starts a process in a folder, without waiting for anything.
 pub fn spawn(folder: &Folder, flags: &[&str]) -> Member {
+    spawn_with(folder, flags, &[])
+}
+
+/// The same with variables.
+pub fn spawn_with(folder: &Folder, flags: &[&str], env: &[(&str, &str)]) -> Member {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("http://{address}");
     let mut child = Command::new(env!("CARGO_BIN_EXE_etcd"))
         .env_clear()
+        .envs(env.iter().copied())
         .arg(format!("--data-dir={}", folder.0.display()))
         .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
         .args(flags)

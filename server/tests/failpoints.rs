@@ -1,5 +1,6 @@
 //! Failpoints set over HTTP in a member that runs, and what comes of them. Built with the feature `failpoints` only.
 
+#![cfg(feature = "failpoints")]
 #![allow(clippy::unwrap_used)]
 
 mod support;

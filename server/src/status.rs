@@ -116,13 +116,19 @@ statuses! {
     BAD_LEADER_TRANSFEREE = "ErrGRPCBadLeaderTransferee", FailedPrecondition, "etcdserver: bad leader transferee";
     CANCELED = "ErrGRPCCanceled", Canceled, "etcdserver: request canceled";
     CLUSTER_ID_MISMATCH = "ErrGRPCClusterIDMismatch", FailedPrecondition, "etcdserver: cluster ID mismatch";
+    CLUSTER_VERSION_UNAVAILABLE = "ErrGRPCClusterVersionUnavailable", FailedPrecondition,
+        "etcdserver: cluster version not found during downgrade";
     COMPACTED = "ErrGRPCCompacted", OutOfRange, "etcdserver: mvcc: required revision has been compacted";
     CORRUPT = "ErrGRPCCorrupt", DataLoss, "etcdserver: corrupt cluster";
+    DOWNGRADE_IN_PROCESS = "ErrGRPCDowngradeInProcess", FailedPrecondition,
+        "etcdserver: cluster has a downgrade job in progress";
     DUPLICATE_KEY = "ErrGRPCDuplicateKey", InvalidArgument, "etcdserver: duplicate key given in txn request";
     EMPTY_KEY = "ErrGRPCEmptyKey", InvalidArgument, "etcdserver: key is not provided";
     FUTURE_REV = "ErrGRPCFutureRev", OutOfRange, "etcdserver: mvcc: required revision is a future revision";
     INVALID_CLIENT_API_VERSION = "ErrGRPCInvalidClientAPIVersion", InvalidArgument,
         "etcdserver: invalid client api version";
+    INVALID_DOWNGRADE_TARGET_VERSION = "ErrGRPCInvalidDowngradeTargetVersion", InvalidArgument,
+        "etcdserver: invalid downgrade target version";
     INVALID_SORT_OPTION = "ErrGRPCInvalidSortOption", InvalidArgument, "etcdserver: invalid sort option";
     KEY_NOT_FOUND = "ErrGRPCKeyNotFound", InvalidArgument, "etcdserver: key not found";
     LEADER_CHANGED = "ErrGRPCLeaderChanged", Unavailable, "etcdserver: leader changed";
@@ -148,8 +154,11 @@ statuses! {
     TIMEOUT_LEADER_FAIL = "ErrGRPCTimeoutDueToLeaderFail", Unavailable,
         "etcdserver: request timed out, possibly due to previous leader failure";
     TOO_MANY_OPS = "ErrGRPCTooManyOps", InvalidArgument, "etcdserver: too many operations in txn request";
+    UNKNOWN_METHOD = "errors.ErrUnknownMethod", Unknown, "etcdserver: unknown method";
     VALUE_PROVIDED = "ErrGRPCValueProvided", InvalidArgument, "etcdserver: value is provided";
     WATCH_CANCELED = "ErrGRPCWatchCanceled", Canceled, "etcdserver: watch canceled";
+    WRONG_DOWNGRADE_VERSION_FORMAT = "ErrGRPCWrongDowngradeVersionFormat", InvalidArgument,
+        "etcdserver: wrong downgrade target version format";
     NOT_PRIMARY = "lease.ErrNotPrimary", Unknown, "not a primary lessor";
     PROPOSAL_DROPPED = "raft.ErrProposalDropped", Unknown, "raft proposal dropped";
     HEALTH_UNKNOWN_SERVICE = "health.unknownService", NotFound, "unknown service";

@@ -6,6 +6,7 @@
 
 pub mod alarm;
 pub mod command;
+pub mod downgrade;
 pub mod key_set;
 pub mod list;
 pub mod members;
@@ -110,7 +111,11 @@ pub fn apply(store: &mut Store, command: Command, cx: &mut Context<'_>) -> Resul
         Command::Alarm(request) => alarm(store, &request, cx)?,
         Command::ClusterVersionSet(request) => set_cluster_version(store, &request)?,
         Command::ClusterMemberAttrSet(request) => set_member_attributes(store, request)?,
-        other => Err(Status::unimplemented(name(&other))),
+        Command::DowngradeInfoSet(request) => {
+            downgrade::set(store, &request)?;
+            empty_answer()
+        }
+        _ => Err(Status::unimplemented("Auth")),
     };
     Ok(if answer.is_ok() && !had_room { Applied::OverQuota } else { Applied::Done(answer) })
 }
@@ -324,12 +329,4 @@ pub fn conf_change(store: &mut Store, change: &raftpb::ConfChange) -> Result<Res
     }
     members::put(store, &member)?;
     Ok(Ok(()))
-}
-
-/// The RPC that a request came by: for the error of those that are not served yet.
-fn name(command: &Command) -> &'static str {
-    match command {
-        Command::DowngradeInfoSet(_) => "Downgrade",
-        _ => "Auth",
-    }
 }

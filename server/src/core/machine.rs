@@ -145,7 +145,7 @@ impl Core {
         member_id: u64,
     ) -> Result<Core, Fatal> {
         let conf_state = members::conf_state(store.view())?;
-        let version = ClusterVersion::new(members::cluster_version(store.view())?.as_deref());
+        let version = ClusterVersion::new(store.view())?;
         let alarms = Alarms::restore(store.view())?;
         let auto_compaction = AutoCompaction::new(config.retention);
         let mut core = Core {
@@ -468,7 +468,7 @@ impl Core {
             changes: &mut self.changes,
         };
         let compacts = matches!(command, Command::Compaction(_));
-        let sets_version = matches!(command, Command::ClusterVersionSet(_));
+        let sets_version = matches!(command, Command::ClusterVersionSet(_) | Command::DowngradeInfoSet(_));
         if compacts {
             trilith_failpoint::hit("compactBeforeCommitScheduledCompact");
         }

@@ -10,7 +10,7 @@ use trilith_proto::healthpb::HealthListRequest;
 use super::watch::Watches;
 use super::{Call, Replies, Requests, Routes, health};
 use crate::core::Handle;
-use crate::service::{cluster, kv, lease, maintenance, snapshot, unimplemented};
+use crate::service::{cluster, downgrade, kv, lease, maintenance, snapshot, unimplemented};
 use crate::status::{self, Code, Status};
 
 /// All services of a member's client port. Clones share it.
@@ -88,6 +88,9 @@ impl Routes for Api {
             }
             "/etcdserverpb.Maintenance/Defragment" => {
                 call.unary(async move |request| maintenance::defragment(&core, request).await);
+            }
+            "/etcdserverpb.Maintenance/Downgrade" => {
+                call.unary(async move |request| downgrade::downgrade(&core, request).await);
             }
             "/etcdserverpb.Maintenance/HashKV" => {
                 call.unary(async move |request| maintenance::hash_kv(&core, request).await);

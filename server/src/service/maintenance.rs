@@ -7,7 +7,7 @@ use trilith_proto::etcdserverpb::{
 
 use crate::apply::alarm::{self, Alarms};
 use crate::apply::command::Command;
-use crate::apply::members;
+use crate::apply::{downgrade, members};
 use crate::blocking;
 use crate::core::{Handle, SERVER_VERSION};
 use crate::reply::Reply;
@@ -25,6 +25,9 @@ pub async fn status(handle: &Handle, _: StatusRequest) -> Result<Reply, Status> 
     let no_leader = (facts.leader == 0).then(|| status::NO_LEADER.message.into_owned());
     let alarms: Vec<String> = Alarms::restore(root.view())?.list().map(|found| alarm::text(&found)).collect();
     let disk_full = handle.is_disk_full().then(|| "trilith: no space left on the disk".to_owned());
+    let downgrade = downgrade::get(root.view())?;
+    let downgrade_info =
+        DowngradeInfo { enabled: downgrade.enabled, target_version: downgrade.target_version };
     let this = members::get(root.view(), facts.member_id)?;
     Ok(Reply::of(&StatusResponse {
         header: Some(handle.header(root.view().revision(), root.applied().1)),
@@ -39,7 +42,7 @@ pub async fn status(handle: &Handle, _: StatusRequest) -> Result<Reply, Status> 
         is_learner: this.is_some_and(|member| member.is_learner),
         storage_version: members::storage_version(root.view())?.unwrap_or_default(),
         db_size_quota: handle.quota().bytes(),
-        downgrade_info: Some(DowngradeInfo::default()),
+        downgrade_info: Some(downgrade_info),
     }))
 }
 

@@ -4,6 +4,7 @@
 //! take long is begun where it stands, within a budget, and goes to a thread that may block when that is spent.
 
 pub mod cluster;
+pub mod downgrade;
 mod intervals;
 pub mod kv;
 pub mod lease;
@@ -35,7 +36,6 @@ pub const UNIMPLEMENTED: &[&str] = &[
     "/etcdserverpb.Cluster/MemberPromote",
     "/etcdserverpb.Cluster/MemberRemove",
     "/etcdserverpb.Cluster/MemberUpdate",
-    "/etcdserverpb.Maintenance/Downgrade",
     "/etcdserverpb.Maintenance/MoveLeader",
     "/v3electionpb.Election/Campaign",
     "/v3electionpb.Election/Leader",

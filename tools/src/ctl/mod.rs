@@ -4,6 +4,7 @@
 
 mod alarm;
 mod defrag;
+mod downgrade;
 mod endpoint;
 mod kv;
 mod lease;
@@ -126,6 +127,9 @@ async fn carry_out(verb: Verb, session: Session) -> Result<(), Failure> {
         Verb::EndpointStatus => endpoint::status(&session).await,
         Verb::EndpointHealth => endpoint::health(&session).await,
         Verb::Defrag => defrag::defrag(&session).await,
+        Verb::DowngradeCancel => downgrade::cancel(&session).await,
+        Verb::DowngradeEnable => downgrade::enable(&session).await,
+        Verb::DowngradeValidate => downgrade::validate(&session).await,
         Verb::EndpointHashKv => endpoint::hash_kv(&session).await,
         Verb::AlarmDisarm => alarm::disarm(&session).await,
         Verb::AlarmList => alarm::list(&session).await,

@@ -50,6 +50,8 @@ pub(super) fn render(answer: &Answer<'_>, hex: bool) -> String {
                 view.out.push('\n');
             }
         }
+        // The printer refuses it.
+        Answer::Downgrade { .. } => {}
         Answer::MemberList(answer) => {
             view.header(&answer.header);
             answer.members.iter().for_each(|member| view.member(member));

@@ -42,6 +42,10 @@ pub(super) fn render(answer: &Answer<'_>, hex: bool) -> String {
                 });
             });
         }),
+        Answer::Downgrade { answer, .. } => object(out, |o| {
+            header_set(o, &answer.header);
+            o.text_set("version", &answer.version);
+        }),
         Answer::MemberList(answer) if hex => member_list_hex(out, answer),
         Answer::MemberList(answer) => object(out, |o| {
             header_set(o, &answer.header);

@@ -61,6 +61,11 @@ pub(crate) enum Answer<'a> {
     },
     Leases(&'a pb::LeaseLeasesResponse),
     Alarm(&'a pb::AlarmResponse),
+    Downgrade {
+        /// The command's last word.
+        action: &'static str,
+        answer: &'a pb::DowngradeResponse,
+    },
     MemberList(&'a pb::MemberListResponse),
     Health(&'a [Health]),
     /// Each with the endpoint as it was given.
@@ -104,6 +109,9 @@ impl Printer {
 
     fn render(&self, answer: &Answer<'_>) -> Result<Vec<u8>, Failure> {
         Ok(match self.format {
+            Format::Fields if matches!(answer, Answer::Downgrade { .. }) => {
+                return Err(Failure::bad_feature("fields not supported as output format"));
+            }
             Format::Simple => simple::render(answer, self.hex, self.value_only),
             Format::Json => json::render(answer, self.hex).into_bytes(),
             Format::Fields => fields::render(answer, self.hex).into_bytes(),
@@ -142,6 +150,7 @@ fn protobuf(answer: &Answer<'_>) -> Option<Vec<u8>> {
         Answer::TimeToLive { answer, .. } => header(&answer.header),
         Answer::Leases(answer) => header(&answer.header),
         Answer::Alarm(answer) => answer.encode_to_vec(),
+        Answer::Downgrade { answer, .. } => answer.encode_to_vec(),
         Answer::MemberList(answer) => answer.encode_to_vec(),
         Answer::Revoke(..) | Answer::Health(_) | Answer::Status(_) | Answer::HashKv(_) => return None,
     })

@@ -42,6 +42,9 @@ pub(super) fn render(answer: &Answer<'_>, hex: bool, value_only: bool) -> Vec<u8
             }
         }
         Answer::Alarm(answer) => answer.alarms.iter().for_each(|found| alarm(out, found)),
+        Answer::Downgrade { action, answer } => {
+            line!(out, "Downgrade {action} success, cluster version {}", answer.version);
+        }
         Answer::MemberList(answer) => rows(out, &table::member_list(answer).1),
         Answer::Health(endpoints) => {
             for health in endpoints.iter().filter(|health| health.healthy()) {

@@ -320,6 +320,19 @@ fn endpoints_are_shown() {
 }
 
 #[test]
+fn downgrades_in_the_formats_that_etcd_has() {
+    let answer = pb::DowngradeResponse { header: header(5), version: "3.7".into() };
+    let answer = || Answer::Downgrade { action: "enable", answer: &answer };
+    assert_eq!(printed("simple", false, answer()), "Downgrade enable success, cluster version 3.7\n");
+    let json = format!("{{\"header\":{JSON_HEADER},\"version\":\"3.7\"}}\n");
+    assert_eq!(printed("json", false, answer()), json);
+    for format in ["fields", "table"] {
+        let refused = Printer::new(format, false).unwrap().render(&answer()).unwrap_err();
+        assert_eq!(refused.text, format!("{format} not supported as output format"));
+    }
+}
+
+#[test]
 fn alarms_in_every_format() {
     let alarms = vec![
         pb::AlarmMember { member_id: 13668033151171901709, alarm: 1 },

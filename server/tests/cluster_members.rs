@@ -11,6 +11,7 @@ use cluster_sim::{Sim, small};
 use common::{decode, get, put, text, whole};
 use trilith_disk::sim::Survivors;
 use trilith_proto::etcdserverpb as pb;
+use trilith_proto::etcdserverpb::downgrade_request::DowngradeAction;
 use trilith_proto::{ids, raftpb};
 use trilith_server::apply::members::{self, Member};
 use trilith_server::core::{Config, Join};
@@ -336,4 +337,51 @@ fn without_a_leader_calls_wait_and_say_so() {
     sim.cut.clear();
     sim.elect();
     assert_eq!(sim.poll(reading.as_mut()), Some(Err(status::LEADER_CHANGED)));
+}
+
+fn downgrade(sim: &mut Sim, number: u64, action: DowngradeAction) -> Result<String, Status> {
+    let handle = sim.handle(number);
+    let request = pb::DowngradeRequest { action: action as i32, version: "3.6".into() };
+    let reply = sim.run(async move { service::downgrade::downgrade(&handle, request).await })?;
+    Ok(decode::<pb::DowngradeResponse>(reply).version)
+}
+
+/// Each member's version of the cluster.
+fn versions(sim: &Sim) -> Vec<String> {
+    let version = |number| members::cluster_version(sim.handle(number).root().view()).unwrap().unwrap();
+    sim.members.keys().map(|number| version(*number)).collect()
+}
+
+/// X14, X16.
+#[test]
+fn a_downgrade_that_a_follower_was_asked_for_holds_for_all() {
+    let mut sim = Sim::new(3, 34);
+    let leader = sim.elect();
+    sim.agree();
+    let follower = other(&sim, &[leader]);
+    let silent = other(&sim, &[leader, follower]);
+    assert_eq!(versions(&sim), ["3.7.0"; 3]);
+    sim.cut = vec![silent];
+    assert_eq!(downgrade(&mut sim, follower, DowngradeAction::Enable), Ok("3.7".into()));
+    sim.pass(10 * SECOND);
+    assert_eq!(versions(&sim), ["3.7.0"; 3], "whoever cannot be asked may need the version that there is");
+    sim.cut.clear();
+    sim.pass(10 * SECOND);
+    sim.agree();
+    assert_eq!(versions(&sim), ["3.6.0"; 3]);
+    let refused = downgrade(&mut sim, silent, DowngradeAction::Enable);
+    assert_eq!(refused, Err(status::INVALID_DOWNGRADE_TARGET_VERSION));
+
+    // The next leader leaves it there, until it is cancelled.
+    sim.cut = vec![sim.elect()];
+    let next = sim.elect();
+    sim.pass(10 * SECOND);
+    sim.cut.clear();
+    sim.agree();
+    assert_eq!(versions(&sim), ["3.6.0"; 3]);
+    let follower = other(&sim, &[next]);
+    assert_eq!(downgrade(&mut sim, follower, DowngradeAction::Cancel), Ok("3.6".into()));
+    sim.pass(10 * SECOND);
+    sim.agree();
+    assert_eq!(versions(&sim), ["3.7.0"; 3]);
 }

@@ -15,6 +15,7 @@ pub mod discovery;
 pub mod lease;
 pub mod logging;
 pub mod memory;
+pub mod peer;
 pub mod reply;
 pub mod rpc;
 pub mod run;

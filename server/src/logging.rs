@@ -170,6 +170,11 @@ fn push_json_string(out: &mut String, text: &str) {
     out.push('"');
 }
 
+/// The time of day as log lines have it, and JSON of Go's.
+pub(crate) fn timestamp(unix_micros: u64) -> String {
+    Timestamp(unix_micros).to_string()
+}
+
 /// Microseconds since 1970 as `2006-01-02T15:04:05.000000Z`.
 struct Timestamp(u64);
 

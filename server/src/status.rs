@@ -132,12 +132,16 @@ statuses! {
     INVALID_SORT_OPTION = "ErrGRPCInvalidSortOption", InvalidArgument, "etcdserver: invalid sort option";
     KEY_NOT_FOUND = "ErrGRPCKeyNotFound", InvalidArgument, "etcdserver: key not found";
     LEADER_CHANGED = "ErrGRPCLeaderChanged", Unavailable, "etcdserver: leader changed";
+    LEARNER_NOT_READY = "ErrGRPCLearnerNotReady", FailedPrecondition,
+        "etcdserver: can only promote a learner member which is in sync with leader";
     LEASE_EXIST = "ErrGRPCLeaseExist", FailedPrecondition, "etcdserver: lease already exists";
     LEASE_NOT_FOUND = "ErrGRPCLeaseNotFound", NotFound, "etcdserver: requested lease not found";
     LEASE_PROVIDED = "ErrGRPCLeaseProvided", InvalidArgument, "etcdserver: lease is provided";
     LEASE_TTL_TOO_LARGE = "ErrGRPCLeaseTTLTooLarge", OutOfRange, "etcdserver: too large lease TTL";
     MEMBER_EXIST = "ErrGRPCMemberExist", FailedPrecondition, "etcdserver: member ID already exist";
     MEMBER_NOT_FOUND = "ErrGRPCMemberNotFound", NotFound, "etcdserver: member not found";
+    MEMBER_NOT_LEARNER = "ErrGRPCMemberNotLearner", FailedPrecondition,
+        "etcdserver: can only promote a learner member";
     NO_LEADER = "ErrGRPCNoLeader", Unavailable, "etcdserver: no leader";
     NO_SPACE = "ErrGRPCNoSpace", ResourceExhausted, "etcdserver: mvcc: database space exceeded";
     NOT_CAPABLE = "ErrGRPCNotCapable", FailedPrecondition, "etcdserver: not capable";

@@ -79,6 +79,8 @@ async fn read(link: &Link, peer: &Peer, kind: Kind, url: &str, mut body: Incomin
             Ok(None) => return Ok(()),
             Err(_) => return Err(PeerError::Timeout { url: url.to_owned() }),
         };
+        // A post that failed late may have said otherwise.
+        peer.activate();
         decoder.push(&data);
         let broken = |error: CodecError| PeerError::Answer { url: url.to_owned(), what: error.to_string() };
         while let Some(frame) = decoder.next_frame().map_err(broken)? {

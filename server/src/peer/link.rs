@@ -230,6 +230,11 @@ impl Peer {
         }
     }
 
+    /// Whether the peer reads from both.
+    pub(super) fn has_streams(&self) -> bool {
+        locked(&self.streams).iter().all(Option::is_some)
+    }
+
     /// Ends all ways to the peer.
     pub(super) fn close(&self) {
         for queue in locked(&self.streams).iter_mut().filter_map(Option::take) {

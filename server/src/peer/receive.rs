@@ -73,9 +73,12 @@ pub(super) async fn receive(link: &Arc<Link>, mut body: Incoming) -> Result<(), 
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, text)
     })?;
     log::info!("remote-peer-id" = from.as_str(), "snapshot-index" = index, bytes; "received a database snapshot");
-    link.sink.event(PeerEvent::Message(message)).map_err(|error| {
-        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("failed to process raft message ({error})"))
-    })
+    let Err(error) = link.sink.event(PeerEvent::Message(message)) else { return Ok(()) };
+    let disk = link.options.disk.clone();
+    // Nobody will ask for the file. The sender is told all the same when it cannot be removed.
+    let _ = spawn_blocking(move || disk.remove(&path)).await;
+    let text = format!("failed to process raft message ({error})");
+    Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, text))
 }
 
 /// The message at the beginning of the body, and what came with it of the rest.

@@ -207,6 +207,11 @@ impl Transport {
         Some(self.0.peer(id)?.active_since()?.elapsed())
     }
 
+    /// Whether a member reads both of its streams from this one: what is sent to it is not posted.
+    pub fn is_read_by(&self, id: u64) -> bool {
+        self.0.peer(id).is_some_and(|peer| peer.has_streams())
+    }
+
     /// Ends everything: no message comes in or goes out afterwards.
     pub async fn stop(&self) {
         let ended = {

@@ -7,6 +7,7 @@
 
 pub mod apply;
 mod blocking;
+mod bootstrap;
 // Fields of its errors say by their names what they are.
 #[allow(missing_docs)]
 pub mod config;
@@ -15,6 +16,7 @@ pub mod discovery;
 pub mod lease;
 pub mod logging;
 pub mod memory;
+mod outlet;
 pub mod peer;
 pub mod reply;
 pub mod rpc;

@@ -1,7 +1,7 @@
-//! The process of a member, from its arguments to its exit: configuration, data directory, core, client port.
+//! The process of a member, from its arguments to its exit: configuration, data directory, core, ports.
 //!
 //! Everything that is wrong ends in one clear line and exit status 1 (2 for a command line that cannot be read).
-//! The peer port is not opened: a member that finds others in its cluster ends before it serves.
+//! The ports are bound first, so that a wrong address is told before anything is written.
 
 use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
@@ -23,10 +23,13 @@ use trilith_disk::{Disk, RealDisk};
 use trilith_wal::Wal;
 
 use crate::apply::quota::Quota;
+use crate::bootstrap;
 use crate::config::discovery::Discovery;
 use crate::config::{self, Config, Note, Refusal, Setting};
-use crate::core::{self, Core, Ended, Outgoing, Peer};
+use crate::core::{self, Core, Ended, Handle, Join, Peer};
 use crate::discovery::{self, JoinError};
+use crate::outlet::carry_out;
+use crate::peer::{self, Remote, Transport};
 use crate::rpc::{Api, Options, Server, Stop};
 use crate::{logging, memory};
 
@@ -168,11 +171,7 @@ fn serve(mut config: Config) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|error| format!("failed to start the runtime: {error}"))?;
-    if first_start {
-        // Until the member serves, a signal ends the process at once.
-        runtime.block_on(join_members(&mut config))?;
-    }
-    LocalSet::new().block_on(&runtime, member(&config, disk))
+    LocalSet::new().block_on(&runtime, member(config, disk, first_start))
 }
 
 /// The initial cluster by DNS, where it is to come from there.
@@ -207,21 +206,21 @@ async fn join_members(config: &mut Config) -> Result<(), String> {
     config.verify_bootstrap()
 }
 
-async fn member(config: &Config, disk: Arc<dyn Disk>) -> Result<(), String> {
-    let mut terminate =
-        signal(SignalKind::terminate()).map_err(|error| format!("failed to listen for signals: {error}"))?;
-    let mut interrupt =
-        signal(SignalKind::interrupt()).map_err(|error| format!("failed to listen for signals: {error}"))?;
-    let signalled = async move {
-        tokio::select! {
-            _ = terminate.recv() => "terminated",
-            _ = interrupt.recv() => "interrupt",
+async fn member(mut config: Config, disk: Arc<dyn Disk>, first_start: bool) -> Result<(), String> {
+    let mut signalled = std::pin::pin!(signalled()?);
+    let server = Server::bind(&config.listen_client).map_err(|error| error.to_string())?;
+    let listener = peer::Listener::bind(&config.listen_peer_urls).map_err(|error| error.to_string())?;
+    let asked = tokio::select! {
+        asked = ask_others(&mut config, first_start) => asked?,
+        name = &mut signalled => {
+            log::info!(signal = name; "received signal; shutting down");
+            return Ok(());
         }
     };
-    let mut signalled = std::pin::pin!(signalled);
-
-    let server = Server::bind(&config.listen_client).map_err(|error| error.to_string())?;
-    let (core, handle) = Core::open(core_config(config, disk)).map_err(|error| error.to_string())?;
+    let (join, remotes) = asked.unzip();
+    let core_config = core::Config { join, ..core_config(&config, Arc::clone(&disk)) };
+    let snap_dir = core_config.snap_dir();
+    let (core, handle) = Core::open(core_config).map_err(|error| error.to_string())?;
     let facts = handle.facts();
     log::info!(
         "member-id" = format!("{:x}", facts.member_id).as_str(),
@@ -229,14 +228,46 @@ async fn member(config: &Config, disk: Arc<dyn Disk>) -> Result<(), String> {
         "applied-index" = facts.applied;
         "opened the data directory"
     );
-    let (end_core, core_ends) = oneshot::channel::<()>();
-    let (tell_size, size) = oneshot::channel();
-    let running = core::run(core, refuse_others(tell_size), async {
-        // A sender that is gone is a request to end as well.
-        let _ = core_ends.await;
-    });
-    let mut core_task = tokio::task::spawn_local(running);
-    let core_outcome = |outcome: Result<Result<Ended, core::Fatal>, tokio::task::JoinError>| match outcome {
+    let options = peer::Options {
+        member_id: facts.member_id,
+        cluster_id: facts.cluster_id,
+        advertise_urls: texts(&config.advertise_peer_urls),
+        election: config.election_timeout,
+        snap_dir,
+        disk,
+    };
+    let transport = Transport::start(options, listener, handle.clone());
+    transport.add_remotes(remotes.unwrap_or_default());
+    let outcome = with_peers(&config, core, handle, server, &transport, signalled).await;
+    transport.stop().await;
+    outcome
+}
+
+/// What a first start asks of the members that it was told of; None when there is nothing to learn from them.
+async fn ask_others(config: &mut Config, first_start: bool) -> Result<Option<(Join, Vec<Remote>)>, String> {
+    if first_start {
+        join_members(config).await?;
+    }
+    match (first_start, config.initial_cluster_existing) {
+        (false, _) => Ok(None),
+        (true, true) => bootstrap::join(config).await.map(Some),
+        (true, false) => bootstrap::check_new(config).await.map(|()| None),
+    }
+}
+
+fn signalled() -> Result<impl Future<Output = &'static str>, String> {
+    let listen = |kind| signal(kind).map_err(|error| format!("failed to listen for signals: {error}"));
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => "terminated",
+            _ = interrupt.recv() => "interrupt",
+        }
+    })
+}
+
+fn core_outcome(outcome: Result<Result<Ended, core::Fatal>, tokio::task::JoinError>) -> Result<(), String> {
+    match outcome {
         Ok(Ok(Ended::Removed)) => {
             log::error!("the member has been permanently removed from the cluster");
             Ok(())
@@ -244,10 +275,30 @@ async fn member(config: &Config, disk: Arc<dyn Disk>) -> Result<(), String> {
         Ok(Ok(Ended::Asked)) => Err("the core ended by itself".to_owned()),
         Ok(Err(fatal)) => Err(fatal.to_string()),
         Err(panic) => Err(format!("the core panicked: {panic}")),
+    }
+}
+
+/// Runs the core, and the client port from when the member is ready, until a signal; ends both in order.
+async fn with_peers(
+    config: &Config,
+    core: Core,
+    handle: Handle,
+    server: Server,
+    transport: &Transport,
+    mut signalled: impl Future<Output = &'static str> + Unpin,
+) -> Result<(), String> {
+    let (end_core, core_ends) = oneshot::channel::<()>();
+    let outlet = {
+        let (transport, handle) = (transport.clone(), handle.clone());
+        move |outgoing| carry_out(&transport, &handle, outgoing)
     };
+    let running = core::run(core, outlet, async {
+        // A sender that is gone is a request to end as well.
+        let _ = core_ends.await;
+    });
+    let mut core_task = tokio::task::spawn_local(running);
     let why = tokio::select! {
         outcome = &mut core_task => return core_outcome(outcome),
-        Ok(members) = size => return Err(of_several(&config.data_dir, members)),
         _ready = handle.ready() => None,
         name = &mut signalled => Some(name),
     };
@@ -285,31 +336,11 @@ async fn member(config: &Config, disk: Arc<dyn Disk>) -> Result<(), String> {
     }
 }
 
-/// Takes what the core has for other members: tells how many members there are when there are others, since without a peer
-/// port this one would wait for them for good.
-fn refuse_others(tell: oneshot::Sender<usize>) -> impl FnMut(Outgoing) {
-    let mut tell = Some(tell);
-    move |outgoing| {
-        let members = outgoing.membership.map_or(0, |membership| membership.members.len());
-        if members > 1
-            && let Some(tell) = tell.take()
-        {
-            // Whoever has gone away meanwhile ends the member anyway.
-            let _ = tell.send(members);
-        }
-    }
-}
-
-fn of_several(dir: &Path, members: usize) -> String {
-    format!(
-        "{} is of a cluster of {members} members: clusters of several members are not supported yet by this version \
-         of Trilith",
-        dir.display()
-    )
+fn texts(urls: &[config::url::Url]) -> Vec<String> {
+    urls.iter().map(ToString::to_string).collect()
 }
 
 fn core_config(config: &Config, disk: Arc<dyn Disk>) -> core::Config {
-    let texts = |urls: &[config::url::Url]| urls.iter().map(ToString::to_string).collect();
     let members = config.initial_cluster.iter();
     core::Config {
         wal_dir: config.wal_dir.clone(),
@@ -323,6 +354,9 @@ fn core_config(config: &Config, disk: Arc<dyn Disk>) -> core::Config {
             .map(|(name, urls)| Peer { name: name.clone(), peer_urls: texts(urls) })
             .collect(),
         initial_cluster_token: config.initial_cluster_token.clone(),
+        existing: config.initial_cluster_existing,
+        snapshot_count: config.snapshot_count,
+        catchup_entries: config.catchup_entries,
         heartbeat: config.heartbeat_interval,
         election: config.election_timeout,
         pre_vote: config.pre_vote,

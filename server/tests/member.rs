@@ -3,20 +3,16 @@
 
 mod support;
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use bytes::Bytes;
 use rustix::process::Signal;
 use support::{Client, Folder, Stream, block_on, spawn, start};
-use trilith_disk::RealDisk;
+
 use trilith_proto::etcdserverpb::watch_request::RequestUnion;
 use trilith_proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, RangeRequest,
     RangeResponse, RequestOp, TxnRequest, TxnResponse, WatchCancelRequest, WatchCreateRequest,
     WatchProgressRequest, WatchRequest, WatchResponse, request_op,
 };
-use trilith_server::core::{Config, Core, Peer};
 
 fn key(key: &str) -> Bytes {
     Bytes::copy_from_slice(key.as_bytes())
@@ -58,32 +54,6 @@ fn events(response: &WatchResponse) -> Vec<(i64, String, i32)> {
         (kv.mod_revision, String::from_utf8(kv.key.to_vec()).unwrap(), event.r#type)
     };
     response.events.iter().map(event).collect()
-}
-
-#[test]
-fn a_member_of_several_is_refused_before_it_waits_for_the_others() {
-    let folder = Folder::new("several");
-    let peer = |n: u32| Peer { name: format!("m{n}"), peer_urls: vec![format!("http://127.0.0.1:{n}")] };
-    let config = Config {
-        name: "m1".into(),
-        initial_cluster: vec![peer(1), peer(2), peer(3)],
-        ..Config::new(folder.0.clone(), Arc::new(RealDisk))
-    };
-    // As a crash leaves it before anything is applied, and as a member leaves it that ended in order.
-    for in_order in [false, true] {
-        let (mut core, handle) = Core::open(config.clone()).unwrap();
-        if in_order {
-            core.close(Duration::ZERO).unwrap();
-            let outcome = core.begin_last_checkpoint().unwrap().run();
-            core.checkpoint_finished(outcome).unwrap();
-            core.flush().unwrap();
-        }
-        drop((core, handle));
-        let (code, lines) = spawn(&folder, &["--name=m1"]).wait();
-        assert_eq!(code, Some(1), "{lines:#?}");
-        let named = format!("{} is of a cluster of 3 members", folder.0.display());
-        assert!(lines.iter().any(|line| line.contains(&named)), "{lines:#?}");
-    }
 }
 
 #[test]

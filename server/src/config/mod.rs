@@ -12,6 +12,7 @@ mod value;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -33,6 +34,10 @@ pub const ETCD_VERSION: &str = "3.7.1";
 
 const ELECTION_MS_MAX: u64 = 50_000;
 const PROGRESS_INTERVAL_DEFAULT: Duration = Duration::from_secs(600);
+/// What --snapshot-count 0 stands for.
+const SNAPSHOT_COUNT_DEFAULT: u64 = 10_000;
+/// What --snapshot-catchup-entries 0 stands for.
+const CATCHUP_ENTRIES_DEFAULT: u64 = 5000;
 /// A quarter of it holds several checkpoints' worth of the largest requests.
 const MEMORY_BUDGET_MIN: usize = 16 << 20;
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -108,6 +113,12 @@ pub struct Config {
     pub election_timeout: Duration,
     /// Whether elections begin with a poll.
     pub pre_vote: bool,
+    /// Members that may be learners.
+    pub max_learners: usize,
+    /// Entries applied from one cut of raft's log to the next.
+    pub snapshot_count: u64,
+    /// Entries that a cut leaves for members that lag behind.
+    pub catchup_entries: u64,
     /// Log segments to keep; 0 keeps all.
     pub max_wals: usize,
     /// How the log is written.
@@ -197,6 +208,9 @@ impl Config {
             heartbeat_interval,
             election_timeout,
             pre_vote: flag_is_true(&given, "pre-vote"),
+            max_learners: uint(&given, "max-learners")?,
+            snapshot_count: uint_or(&given, "snapshot-count", SNAPSHOT_COUNT_DEFAULT)?,
+            catchup_entries: uint_or(&given, "snapshot-catchup-entries", CATCHUP_ENTRIES_DEFAULT)?,
             max_wals: uint(&given, "max-wals")?,
             compress_values: flag_is_true(&given, "trilith-compress-values"),
             wal_io: match given.text("trilith-wal-io") {
@@ -229,7 +243,8 @@ impl Config {
         })
     }
 
-    /// What a first start needs beyond a valid configuration: this member in the initial cluster, and alone there.
+    /// What a first start needs beyond a valid configuration: this member in the initial cluster, as it is advertised, and
+    /// no URL there twice. A member that joins need not be advertised as it is listed.
     pub fn verify_bootstrap(&self) -> Result<(), String> {
         let own = self.initial_cluster.iter().find(|(name, _)| *name == self.name);
         let Some((_, own)) = own else {
@@ -238,18 +253,28 @@ impl Config {
                 self.name
             ));
         };
-        if self.initial_cluster_existing || self.initial_cluster.len() > 1 {
-            return Err(format!(
-                "--initial-cluster names {} members{}: clusters of several members are not supported yet by this \
-                 version of Trilith",
-                self.initial_cluster.len(),
-                if self.initial_cluster_existing { " and --initial-cluster-state is existing" } else { "" },
-            ));
+        // Records of DNS were compared by address, since they name hosts as they like.
+        if !self.initial_cluster_existing && !matches!(self.discovery, Discovery::Srv(_)) {
+            self.verify_advertised(own)?;
         }
-        if matches!(self.discovery, Discovery::Srv(_)) {
-            // The records were compared by address, since they name hosts as they like.
-            return Ok(());
+        let mut seen = HashSet::new();
+        let mut all = self.initial_cluster.iter().flat_map(|(_, urls)| urls);
+        if !all.all(|url| seen.insert(url)) {
+            return Err(format!("initial cluster {} has duplicate url", self.initial_cluster_text()));
         }
+        Ok(())
+    }
+
+    /// The initial cluster as the flag has it, sorted.
+    fn initial_cluster_text(&self) -> String {
+        let members = self.initial_cluster.iter();
+        let mut parts: Vec<String> =
+            members.flat_map(|(name, urls)| urls.iter().map(move |url| format!("{name}={url}"))).collect();
+        parts.sort();
+        parts.join(",")
+    }
+
+    fn verify_advertised(&self, own: &[Url]) -> Result<(), String> {
         let missing = |from: &[Url], there: &[Url]| -> Vec<String> {
             from.iter().filter(|url| !there.contains(url)).map(Url::to_string).collect()
         };
@@ -273,9 +298,6 @@ impl Config {
                 not_listed.join(","),
                 own.join(","),
             ));
-        }
-        if own.windows(2).any(|pair| pair[0] == pair[1]) {
-            return Err(format!("initial cluster {}={} has duplicate url", self.name, url::join(own)));
         }
         Ok(())
     }
@@ -314,6 +336,11 @@ fn uint<T: TryFrom<u64>>(given: &Given, name: &str) -> Result<T, String> {
     let text = given.text(name);
     let number = value::uint_of(text).and_then(|n| T::try_from(n).ok());
     number.ok_or_else(|| format!("--{name}={text} is out of range"))
+}
+
+/// 0 stands for the default.
+fn uint_or(given: &Given, name: &str, default: u64) -> Result<u64, String> {
+    uint(given, name).map(|n| if n == 0 { default } else { n })
 }
 
 /// Only for flags of that type, which were checked when they were read.

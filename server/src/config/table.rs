@@ -54,7 +54,7 @@ pub(super) struct Row {
 }
 
 /// Flags that do what they say.
-const WORKS: [&str; 45] = [
+const WORKS: [&str; 48] = [
     "advertise-client-urls",
     "auto-compaction-mode",
     "auto-compaction-retention",
@@ -86,12 +86,15 @@ const WORKS: [&str; 45] = [
     "log-outputs",
     "logger",
     "max-concurrent-streams",
+    "max-learners",
     "max-request-bytes",
     "max-txn-ops",
     "max-wals",
     "name",
     "pre-vote",
     "quota-backend-bytes",
+    "snapshot-catchup-entries",
+    "snapshot-count",
     "trilith-io-threads",
     "trilith-memory-budget",
     "trilith-wal-io",
@@ -103,7 +106,7 @@ const WORKS: [&str; 45] = [
 ];
 
 /// Flags whose values tune what is built differently here.
-const NO_EFFECT: [&str; 10] = [
+const NO_EFFECT: [&str; 8] = [
     "backend-batch-interval",
     "backend-batch-limit",
     "backend-bbolt-freelist-type",
@@ -111,8 +114,6 @@ const NO_EFFECT: [&str; 10] = [
     "initial-election-tick-advance",
     "max-snapshots",
     "self-signed-cert-validity",
-    "snapshot-catchup-entries",
-    "snapshot-count",
     "v2-deprecation",
 ];
 

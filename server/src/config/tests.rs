@@ -245,9 +245,16 @@ fn a_first_start_wants_this_member_alone_in_the_cluster() {
         "--initial-advertise-peer-urls has http://localhost:2381 but missing from \
          --initial-cluster=a=http://localhost:2380,a=http://localhost:2381"
     );
-    let error = verify(&["--initial-cluster=default=http://localhost:2380,b=http://b:1"]).unwrap_err();
-    assert!(error.contains("2 members: clusters of several members are not supported yet"), "{error}");
-    assert!(verify(&["--initial-cluster-state=existing"]).is_err());
+    let three =
+        "--initial-cluster=default=http://localhost:2380,b=http://10.0.0.2:2380,c=http://10.0.0.3:2380";
+    assert_eq!(verify(&[three]), Ok(()));
+    assert_eq!(
+        verify(&["--initial-cluster=default=http://localhost:2380,b=http://localhost:2380"]).unwrap_err(),
+        "initial cluster b=http://localhost:2380,default=http://localhost:2380 has duplicate url"
+    );
+    let existing = "--initial-cluster-state=existing";
+    assert_eq!(verify(&[existing, three, "--initial-advertise-peer-urls=http://10.0.0.1:1"]), Ok(()));
+    assert!(verify(&[existing, three, "--name=d"]).unwrap_err().contains("local name \"d\""));
 }
 
 #[test]

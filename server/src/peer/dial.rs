@@ -20,9 +20,12 @@ const PACE: Duration = Duration::from_millis(100);
 const STREAMS_SINCE: (u64, u64) = (2, 1);
 /// S3: to a stream's dialer, that it was removed.
 const GONE: u16 = 410;
+/// S3: to a dialer that is of another cluster, looks for another member, or has another version.
+const PRECONDITION_FAILED: u16 = 412;
 
 /// Keeps a stream from the peer, for as long as it is not dropped.
 pub(super) async fn keep(link: Arc<Link>, peer: Arc<Peer>, kind: Kind) {
+    let mut told = String::new();
     loop {
         let again = Instant::now() + PACE;
         let url = peer.url();
@@ -35,7 +38,14 @@ pub(super) async fn keep(link: Arc<Link>, peer: Arc<Peer>, kind: Kind) {
             Err(error) => {
                 link.note(&error, GONE);
                 peer.failed(&url);
-                error.to_string()
+                let text = error.to_string();
+                // This one cannot mend itself, so it is told, but not ten times a second.
+                if matches!(error, PeerError::Refused { code: PRECONDITION_FAILED, .. }) && text != told {
+                    let id = format!("{:x}", peer.id);
+                    log::warn!("remote-peer-id" = id.as_str(), error = text.as_str(); "request sent was ignored by the remote peer");
+                    told.clone_from(&text);
+                }
+                text
             }
         };
         peer.deactivate(kind.name(), &error);

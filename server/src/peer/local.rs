@@ -6,7 +6,7 @@ use super::{Later, Sink, Versions};
 use crate::apply::members::{self, Member};
 use crate::blocking;
 use crate::core::{Handle, Overflow, PeerEvent, SERVER_VERSION};
-use crate::status::{self, Status};
+use crate::status::Status;
 
 impl Sink for Handle {
     fn event(&self, event: PeerEvent) -> Result<(), Overflow> {
@@ -29,21 +29,15 @@ impl Sink for Handle {
 
     fn renew(&self, lease: i64) -> Later<Result<i64, Status>> {
         let handle = self.clone();
-        Box::pin(async move { handle.keep_alive(lease).await })
+        // Not the call that asks the leader in turn: two members that take each other for it would ask for ever.
+        Box::pin(async move { handle.keep_alive_here(lease).await })
     }
 
     fn lease(&self, id: i64, keys: bool) -> Later<Result<Option<LeaseTimeToLiveResponse>, Status>> {
         let handle = self.clone();
         Box::pin(async move {
-            handle.read_point().await?;
-            let facts = handle.facts();
-            if facts.leader != facts.member_id {
-                return Err(status::NOT_PRIMARY);
-            }
-            let Some((granted_ttl, ttl)) = handle.lease_ttl(id) else { return Ok(None) };
-            let keys = if keys { handle.root().view().lease_keys(id)? } else { Vec::new() };
-            let header = Some(ResponseHeader::default());
-            Ok(Some(LeaseTimeToLiveResponse { header, id, ttl, granted_ttl, keys }))
+            let left = handle.lease_left_here(id, keys).await?;
+            Ok(left.map(|left| LeaseTimeToLiveResponse { header: Some(ResponseHeader::default()), ..left }))
         })
     }
 

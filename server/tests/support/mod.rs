@@ -50,16 +50,20 @@ pub fn spawn(folder: &Folder, flags: &[&str]) -> Member {
 pub fn spawn_with(folder: &Folder, flags: &[&str], env: &[(&str, &str)]) -> Member {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("http://{address}");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_etcd"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_etcd"));
+    command
         .env_clear()
         .envs(env.iter().copied())
         .arg(format!("--data-dir={}", folder.0.display()))
         .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
-        .args(flags)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .arg("--listen-peer-urls=http://127.0.0.1:0")
+        .args(flags);
+    spawn_command(command, address)
+}
+
+/// Starts a process that serves clients there.
+pub fn spawn_command(mut command: Command, address: SocketAddr) -> Member {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let stderr = child.stderr.take().unwrap();
     let (sender, lines) = channel();
     std::thread::spawn(move || {
@@ -152,6 +156,34 @@ impl Client {
             let _ = connection.await;
         });
         Client(send)
+    }
+
+    pub async fn try_connect(address: SocketAddr) -> Result<Client, String> {
+        let socket = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        let (send, connection) = h2::client::handshake(socket).await.map_err(|error| error.to_string())?;
+        tokio::task::spawn_local(async move {
+            let _ = connection.await;
+        });
+        Ok(Client(send))
+    }
+
+    /// A call that may fail: code and text, or what broke.
+    pub async fn try_call<M: Message, R: Message + Default>(
+        &self,
+        path: &str,
+        request: &M,
+    ) -> Result<R, String> {
+        let text = |error: h2::Error| error.to_string();
+        let post = Request::post(format!("http://h{path}")).header("content-type", "application/grpc");
+        let mut ready = self.0.clone().ready().await.map_err(text)?;
+        let (response, mut send) = ready.send_request(post.body(()).unwrap(), false).map_err(text)?;
+        send.send_data(frame(request), true).map_err(text)?;
+        let response = response.await.map_err(text)?;
+        let header = |name| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+        if let Some(status) = header("grpc-status") {
+            return Err(format!("{status} {}", header("grpc-message").unwrap_or_default()));
+        }
+        Stream { send, receive: response.into_body(), buffer: BytesMut::new() }.next().await
     }
 
     /// Opens a call and sends its first message.

@@ -1,0 +1,144 @@
+//! Clusters as processes, from outside: bootstrap, failures, changes of the members.
+#![allow(clippy::unwrap_used)]
+
+mod places;
+#[path = "../support/mod.rs"]
+mod support;
+
+use places::{Group, Place, TOKEN, ask, get, hash, listed, member_list, put, until};
+use rustix::process::Signal;
+use support::block_on;
+use trilith_proto::{etcdserverpb as pb, ids};
+
+#[test]
+fn u12_one_of_three_dies_and_comes_back() {
+    let mut group = Group::start("u12", 3, &[]);
+    block_on(async {
+        let members = member_list(group.client(0)).await;
+        let mut names: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["infra0", "infra1", "infra2"]);
+        assert_eq!(members[0].client_ur_ls.len(), 1);
+        put(group.client(1), "before", "1").await.unwrap();
+
+        group.kill(2);
+        until(async || put(group.client(0), "while", "2").await.ok()).await;
+        assert_eq!(get(group.client(1), "while").await.unwrap().as_deref(), Some("2"));
+        let gone = get(group.client(2), "while").await.unwrap_err();
+        assert!(gone.contains("refused"), "{gone}");
+
+        group.restart(2, &[]);
+        let found = until(async || get(group.client(2), "while").await.ok()).await;
+        assert_eq!(found.as_deref(), Some("2"), "it has what it missed");
+        let revision = put(group.client(2), "after", "3").await.unwrap();
+        for at in 0..3 {
+            assert_eq!(get(group.client(at), "after").await.unwrap().as_deref(), Some("3"));
+        }
+        let hashes = [hash(group.client(0), revision).await, hash(group.client(1), revision).await];
+        assert_eq!(hashes, [hash(group.client(2), revision).await; 2]);
+    });
+}
+
+#[test]
+fn r2_static_bootstrap_gives_etcds_ids() {
+    let group = Group::start("r2", 3, &[]);
+    block_on(async {
+        let id = |place: &Place| ids::member_id(&[place.peer_url()], TOKEN, None);
+        let mut expected: Vec<u64> = group.places.iter().map(id).collect();
+        expected.sort_unstable();
+        for at in 0..3 {
+            let members = member_list(group.client(at)).await;
+            assert_eq!(members.iter().map(|member| member.id).collect::<Vec<_>>(), expected, "M1, M13");
+            let header = group.status(at).await.header.unwrap();
+            assert_eq!(header.cluster_id, ids::cluster_id(&expected), "M2");
+            assert_eq!(header.member_id, id(&group.places[at]));
+        }
+        let version = group.status(0).await.storage_version;
+        assert_eq!(version, "3.7.0");
+    });
+}
+
+#[test]
+fn r3_a_cluster_that_does_not_fit_ends_the_start() {
+    let place = Place::new("r3", "infra0");
+    let url = place.peer_url();
+    for (cluster, expected) in [
+        (
+            format!("other={url}"),
+            "couldn't find local name \\\"infra0\\\" in the initial cluster configuration",
+        ),
+        (
+            "infra0=http://127.0.0.1:1".to_owned(),
+            "--initial-cluster has infra0=http://127.0.0.1:1 but missing from",
+        ),
+        (format!("infra0={url},b={url}"), "has duplicate url"),
+    ] {
+        let (code, lines) = place.spawn(&cluster, &[]).wait();
+        assert_eq!(code, Some(1), "{cluster}: {lines:#?}");
+        assert!(lines.iter().any(|line| line.contains(expected)), "{cluster}: {lines:#?}");
+    }
+}
+
+#[test]
+fn r3_members_of_another_cluster_are_refused() {
+    let places = [Place::new("r3id", "a"), Place::new("r3id", "b")];
+    let cluster = listed(&places);
+    let _first = places[0].spawn(&cluster, &[]);
+    let second = places[1].spawn(&cluster, &["--initial-cluster-token", "another"]);
+    second.wait_for("cluster ID mismatch");
+}
+
+#[test]
+fn m6_a_dead_leader_is_replaced_and_nothing_is_lost() {
+    let mut group = Group::start("m6", 3, &[]);
+    block_on(async {
+        let leader = group.leader().await;
+        let other = (leader + 1) % 3;
+        let grant = pb::LeaseGrantRequest { id: 77, ttl: 60 };
+        let _: pb::LeaseGrantResponse =
+            ask(group.client(leader), "/etcdserverpb.Lease/LeaseGrant", &grant).await.unwrap();
+        put(group.client(leader), "key", "acknowledged").await.unwrap();
+        group.kill(leader);
+        until(async || put(group.client(other), "next", "1").await.ok()).await;
+        assert_eq!(get(group.client(other), "key").await.unwrap().as_deref(), Some("acknowledged"));
+        let ask_ttl = pb::LeaseTimeToLiveRequest { id: 77, keys: false };
+        let left: pb::LeaseTimeToLiveResponse = until(async || {
+            ask(group.client(other), "/etcdserverpb.Lease/LeaseTimeToLive", &ask_ttl).await.ok()
+        })
+        .await;
+        assert_eq!(left.granted_ttl, 60);
+        assert!(left.ttl >= 55, "prolonged by the new leader: {left:?}");
+        group.restart(leader, &[]);
+        assert_eq!(get(group.client(leader), "next").await.unwrap().as_deref(), Some("1"));
+    });
+}
+
+#[test]
+fn m6_without_a_majority_nothing_is_written() {
+    let mut group = Group::start("m6most", 3, &["--election-timeout=500", "--heartbeat-interval=50"]);
+    block_on(async {
+        put(group.client(0), "key", "1").await.unwrap();
+        group.kill(1);
+        group.kill(2);
+        let refused = put(group.client(0), "key", "2").await.unwrap_err();
+        assert!(refused.starts_with("14 etcdserver: request timed out"), "{refused}");
+        // One of them is a majority with the first: it must not wait for the other.
+        group.restart(1, &[]);
+        until(async || put(group.client(0), "key", "3").await.ok()).await;
+        assert_eq!(get(group.client(1), "key").await.unwrap().as_deref(), Some("3"));
+    });
+}
+
+#[test]
+fn m7_a_leader_that_ends_hands_over() {
+    let mut group = Group::start("m7", 3, &[]);
+    block_on(async {
+        let leader = group.leader().await;
+        let other = (leader + 1) % 3;
+        let ending = group.members[leader].take().unwrap();
+        ending.signal(Signal::TERM);
+        let (code, lines) = ending.wait();
+        assert_eq!(code, Some(0), "{lines:#?}");
+        until(async || put(group.client(other), "key", "1").await.ok()).await;
+    });
+}

@@ -54,7 +54,7 @@ pub(super) struct Row {
 }
 
 /// Flags that do what they say.
-const WORKS: [&str; 48] = [
+const WORKS: &[&str] = &[
     "advertise-client-urls",
     "auto-compaction-mode",
     "auto-compaction-retention",
@@ -106,7 +106,7 @@ const WORKS: [&str; 48] = [
 ];
 
 /// Flags whose values tune what is built differently here.
-const NO_EFFECT: [&str; 8] = [
+const NO_EFFECT: &[&str] = &[
     "backend-batch-interval",
     "backend-batch-limit",
     "backend-bbolt-freelist-type",

@@ -45,6 +45,7 @@ const MAY_USE: &[(&str, &str, &str)] = &[
     ("server/src/rpc/", "Instant::now", "deadlines and keepalive of connections"),
     ("server/src/rpc/", "sleep(", "deadlines and keepalive of connections"),
     ("server/src/rpc/server.rs", "thread::Builder", "connections are dealt out to runtimes"),
+    ("server/src/outlet.rs", "Instant::now", "a pause before a leader that does not answer is asked again"),
     ("server/src/peer/", "Instant::now", "time limits and heartbeats of connections between members"),
     ("server/src/peer/route.rs", "SystemTime::now", "a peer that probes is told the time"),
     ("wal/src/io.rs", "thread::Builder", "the plain path writes and syncs on a thread of its own"),

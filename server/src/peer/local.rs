@@ -3,6 +3,7 @@
 use trilith_proto::etcdserverpb::{HashKvResponse, LeaseTimeToLiveResponse, ResponseHeader};
 
 use super::{Later, Sink, Versions};
+use crate::apply::downgrade;
 use crate::apply::members::{self, Member};
 use crate::blocking;
 use crate::core::{Handle, Overflow, PeerEvent, SERVER_VERSION};
@@ -56,7 +57,9 @@ impl Sink for Handle {
 
     fn downgrade_enabled(&self) -> Later<Result<bool, Status>> {
         let handle = self.clone();
-        // No downgrade can be asked for here, so none is under way.
-        Box::pin(async move { handle.read_point().await.map(|()| false) })
+        Box::pin(async move {
+            handle.read_point().await?;
+            Ok(downgrade::get(handle.root().view())?.enabled)
+        })
     }
 }

@@ -28,6 +28,8 @@ impl<'s> Edit<'s> {
             return Ok(false);
         }
         self.insert_fitting(leaf, end, key, value);
+        #[cfg(test)]
+        self.source.short_puts[0].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Ok(true)
     }
 
@@ -58,6 +60,8 @@ impl<'s> Edit<'s> {
             return Ok(None);
         }
         self.insert_fitting(leaf, i, key, value);
+        #[cfg(test)]
+        self.source.short_puts[1].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Ok(Some(decided))
     }
 

@@ -81,6 +81,9 @@ pub(crate) struct Source {
     /// How often a page was asked for.
     #[cfg(test)]
     pub(crate) pages_read: AtomicU64,
+    /// How often each of the short ways of a put was taken: appended, inserted behind another entry.
+    #[cfg(test)]
+    pub(crate) short_puts: [AtomicU64; 2],
 }
 
 impl Source {
@@ -100,6 +103,8 @@ impl Source {
             damages: Damages::default(),
             #[cfg(test)]
             pages_read: AtomicU64::new(0),
+            #[cfg(test)]
+            short_puts: Default::default(),
         };
         let bytes = source.file.len().map_err(source.io("read the length"))?;
         source.set_file_pages(bytes / PAGE as u64)?;

@@ -14,6 +14,7 @@ mod model;
 mod page;
 pub(crate) mod rng;
 mod scrub;
+mod short_puts;
 mod shrink;
 mod space;
 mod spare;

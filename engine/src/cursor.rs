@@ -1,7 +1,7 @@
 //! A position in a tree, moving both ways.
 
 use crate::page::CellValue;
-use crate::search::{KEY_ORDER, Tree, TreeRoot};
+use crate::search::{Bounds, KEY_ORDER, Tree, TreeRoot};
 use crate::source::NodeRef;
 use crate::{StoreError, Value};
 
@@ -77,7 +77,7 @@ impl<'a> Cursor<'a> {
         cursor.path.reserve_exact(usize::from(node.page().level()) + 1);
         while !node.page().is_leaf() {
             let i = tree.covering(&node, key)?;
-            let child = tree.child(&node, i)?;
+            let child = tree.child_within(&node, i, || tree.bounds(root, key, node.page().level()))?;
             cursor.path.push((node, i));
             node = child;
         }
@@ -90,7 +90,10 @@ impl<'a> Cursor<'a> {
     fn push_edge(&mut self, mut node: NodeRef<'a>, first: bool) -> Result<(), StoreError> {
         loop {
             let i = if first { 0 } else { node.page().count() - 1 };
-            let child = if node.page().is_leaf() { None } else { Some(self.tree.child(&node, i)?) };
+            let child = match node.page().is_leaf() {
+                true => None,
+                false => Some(self.tree.child_within(&node, i, || Some(Bounds::of(&self.path)))?),
+            };
             self.path.push((node, i));
             match child {
                 None => return Ok(()),
@@ -213,7 +216,7 @@ impl<'a> Cursor<'a> {
         };
         let (node, i) = &self.path[depth];
         let i = if forward { i + 1 } else { i - 1 };
-        let child = self.tree.child(node, i)?;
+        let child = self.tree.child_within(node, i, || Some(Bounds::of(&self.path[..depth])))?;
         let old = self.path.split_off(depth + 1);
         let before = std::mem::replace(&mut self.path[depth].1, i);
         let long_key = self.long_key.take();

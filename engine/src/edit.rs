@@ -94,14 +94,19 @@ impl<'s> Edit<'s> {
         own(node, self.batch, self.garbage)
     }
 
+    /// A tree's root from disk, for changing.
+    pub(crate) fn take_root(&mut self, link: &Link) -> Result<Arc<Node>, StoreError> {
+        let page = self.tree().root_page(link)?;
+        Ok(self.take_page(page, link))
+    }
+
     /// A page from disk, for changing.
-    pub(crate) fn take_page(&mut self, link: &Link, level: Option<u8>) -> Result<Arc<Node>, StoreError> {
-        let page = self.tree().noted(self.source.page(link, self.id as u8, level))?;
+    fn take_page(&mut self, page: NodeRef<'_>, link: &Link) -> Arc<Node> {
         let (memory, spare) = (self.source.memory(), &mut self.garbage.spare);
         let node = Node::from_disk(page.page(), self.batch, memory, spare);
         self.garbage.extents.push((link.page, 1));
         *self.dirty_bytes += PAGE;
-        Ok(Arc::new(node))
+        Arc::new(node)
     }
 
     /// A child for changing: in memory, if need be from disk.
@@ -113,7 +118,8 @@ impl<'s> Edit<'s> {
         let place = match node.child(i) {
             Place::Memory(place) => place,
             Place::Disk(link) => {
-                let child = self.take_page(&link, Some(node.page().level() - 1))?;
+                let page = self.tree().child(&NodeRef::Dirty(node), i)?;
+                let child = self.take_page(page, &link);
                 node.adopt(i, child)
             }
         };
@@ -144,7 +150,7 @@ impl<'s> Edit<'s> {
     /// Inserts or replaces.
     pub(crate) fn insert(&mut self, root: &mut TreeRoot, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         if let TreeRoot::Disk(link) = root {
-            *root = TreeRoot::Memory(self.take_page(&link.clone(), None)?);
+            *root = TreeRoot::Memory(self.take_root(&link.clone())?);
         }
         let TreeRoot::Memory(top) = root else {
             let mut leaf = self.new_node(0);
@@ -335,7 +341,7 @@ impl<'s> Edit<'s> {
     /// Removes a key that the tree holds. (The caller has looked: a key that is not there copies no path.)
     pub(crate) fn remove(&mut self, root: &mut TreeRoot, key: &[u8]) -> Result<(), StoreError> {
         if let TreeRoot::Disk(link) = root {
-            *root = TreeRoot::Memory(self.take_page(&link.clone(), None)?);
+            *root = TreeRoot::Memory(self.take_root(&link.clone())?);
         }
         let TreeRoot::Memory(top) = root else { return Ok(()) };
         self.remove_below(top, key)?;

@@ -197,7 +197,7 @@ impl Edit<'_> {
         work: &mut usize,
     ) -> Result<usize, StoreError> {
         if let TreeRoot::Disk(link) = root {
-            *root = TreeRoot::Memory(self.take_page(&link.clone(), None)?);
+            *root = TreeRoot::Memory(self.take_root(&link.clone())?);
         }
         let TreeRoot::Memory(top) = root else { return Ok(keys.len()) };
         let run = from..keys.len();

@@ -37,7 +37,7 @@ impl Edit<'_> {
         cut: u64,
     ) -> Result<usize, StoreError> {
         if let TreeRoot::Disk(link) = root {
-            *root = TreeRoot::Memory(self.take_page(&link.clone(), None)?);
+            *root = TreeRoot::Memory(self.take_root(&link.clone())?);
         }
         let TreeRoot::Memory(top) = root else { return Ok(1) };
         let before = *self.dirty_bytes;

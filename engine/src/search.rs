@@ -14,6 +14,8 @@ use crate::{StoreError, TreeId, Value};
 
 /// What is wrong where keys do not ascend.
 pub(crate) const KEY_ORDER: &str = "key order";
+/// What is wrong where a page has keys that its parent's say are elsewhere.
+pub(crate) const KEY_BOUNDS: &str = "bounds of the keys";
 
 /// The root of one tree.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +24,32 @@ pub(crate) enum TreeRoot {
     Empty,
     Disk(Link),
     Memory(std::sync::Arc<Node>),
+}
+
+/// The cells of branches that the keys below a node lie between: none is below the first's key, all are below the second's.
+/// None: the tree's own end.
+#[derive(Debug, Default)]
+pub(crate) struct Bounds<'a> {
+    from: Option<(NodeRef<'a>, usize)>,
+    to: Option<(NodeRef<'a>, usize)>,
+}
+
+impl<'a> Bounds<'a> {
+    /// Those of what a path from the root leads to.
+    pub(crate) fn of(path: &[(NodeRef<'a>, usize)]) -> Bounds<'a> {
+        path.iter().fold(Bounds::default(), |bounds, (branch, i)| bounds.of_child(branch, *i))
+    }
+
+    /// Those of a child of the branch that has these.
+    fn of_child(mut self, branch: &NodeRef<'a>, i: usize) -> Bounds<'a> {
+        if i > 0 {
+            self.from = Some((branch.clone(), i));
+        }
+        if i + 1 < branch.page().count() {
+            self.to = Some((branch.clone(), i + 1));
+        }
+        self
+    }
 }
 
 /// One tree, to be read.
@@ -47,20 +75,78 @@ impl<'a> Tree<'a> {
         Ok(match root {
             TreeRoot::Empty => None,
             TreeRoot::Memory(node) => Some(NodeRef::Dirty(node)),
-            TreeRoot::Disk(link) => Some(self.noted(self.source.page(link, self.id as u8, None))?),
+            TreeRoot::Disk(link) => Some(self.root_page(link)?),
         })
     }
 
-    /// A child of a branch.
+    /// A page; `fits` is asked when it is first read.
+    #[inline]
+    fn page(
+        &self,
+        link: &Link,
+        level: Option<u8>,
+        fits: impl FnOnce(&NodeRef<'a>) -> Result<bool, StoreError>,
+    ) -> Result<NodeRef<'a>, StoreError> {
+        self.noted(self.source.page(link, self.id as u8, level, fits))
+    }
+
+    /// A root on disk.
+    pub(crate) fn root_page(&self, link: &Link) -> Result<NodeRef<'a>, StoreError> {
+        self.page(link, None, |_| Ok(true))
+    }
+
+    /// A child of a branch. What the branch does not tell of the bounds of its keys is not checked.
     #[inline]
     pub(crate) fn child(&self, node: &NodeRef<'a>, i: usize) -> Result<NodeRef<'a>, StoreError> {
+        self.child_within(node, i, || None)
+    }
+
+    /// A child of a branch; `bounds` tells the branch's own when the child is first read. None: it cannot.
+    #[inline]
+    pub(crate) fn child_within(
+        &self,
+        node: &NodeRef<'a>,
+        i: usize,
+        bounds: impl FnOnce() -> Option<Bounds<'a>>,
+    ) -> Result<NodeRef<'a>, StoreError> {
         match (node.page().child(i), node) {
             (Place::Memory(place), NodeRef::Dirty(node)) => Ok(NodeRef::Dirty(node.child_at(place))),
             (Place::Disk(link), _) => {
-                self.noted(self.source.page(&link, self.id as u8, Some(node.page().level() - 1)))
+                let fits = |page: &NodeRef<'a>| self.fits(page, node, i, bounds());
+                self.page(&link, Some(node.page().level() - 1), fits)
             }
             (Place::Memory(_), _) => unreachable!("pages on disk name no memory: checked when first read"),
         }
+    }
+
+    /// The keys of a child lie where the cells above it say. False: none lies elsewhere, but not all bounds are known.
+    /// Errors: Corrupt if they do not.
+    #[cold]
+    fn fits(
+        &self,
+        child: &NodeRef<'a>,
+        node: &NodeRef<'a>,
+        i: usize,
+        above: Option<Bounds<'a>>,
+    ) -> Result<bool, StoreError> {
+        let inside = i > 0 && i + 1 < node.page().count();
+        let mut known = inside || above.is_some();
+        let bounds = above.unwrap_or_default().of_child(node, i);
+        let (first, count) = (child.page().first_keyed(), child.page().count());
+        if first == count {
+            return Ok(known);
+        }
+        for (bound, cell, is_below) in [(bounds.from, first, false), (bounds.to, count - 1, true)] {
+            let Some((branch, at)) = bound else { continue };
+            // What cannot be read is damage of its own, and no reason to withhold the rest of the page.
+            let compared = self.key(&branch, at).and_then(|key| self.compare(child, cell, &key));
+            match compared {
+                Ok(order) if order.is_lt() == is_below => {}
+                Ok(_) => return Err(self.malformed(child, KEY_BOUNDS, cell)),
+                Err(_) => known = false,
+            }
+        }
+        Ok(known)
     }
 
     fn long(&self, node: &NodeRef<'a>, place: Place<Long>) -> Result<Value<'a>, StoreError> {
@@ -211,8 +297,21 @@ impl<'a> Tree<'a> {
         let Some(mut node) = self.top(root)? else { return Ok(None) };
         while !node.page().is_leaf() {
             let i = self.covering(&node, key)?;
-            node = self.child(&node, i)?;
+            node = self.child_within(&node, i, || self.bounds(root, key, node.page().level()))?;
         }
         Ok(Some(node))
+    }
+
+    /// The bounds of the node of a level that covers a key. None: the way there could not be read again.
+    #[cold]
+    pub(crate) fn bounds(&self, root: &'a TreeRoot, key: &[u8], level: u8) -> Option<Bounds<'a>> {
+        let mut node = self.top(root).ok()??;
+        let mut bounds = Bounds::default();
+        while node.page().level() > level {
+            let i = self.covering(&node, key).ok()?;
+            bounds = bounds.of_child(&node, i);
+            node = self.child(&node, i).ok()?;
+        }
+        Some(bounds)
     }
 }

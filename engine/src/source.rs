@@ -232,22 +232,54 @@ impl Source {
         }
     }
 
-    /// A page, checked against its link, and that it is of this tree and level.
+    /// A page, checked against its link, and that it is of this tree and level. When it is first read, `fits` is asked
+    /// whether it may stand where it stands, too; until that has said yes, the page is read as for the first time.
     #[inline]
     pub(crate) fn page<'a>(
         &'a self,
         link: &Link,
         tree: u8,
         level: Option<u8>,
+        fits: impl FnOnce(&NodeRef<'a>) -> Result<bool, StoreError>,
     ) -> Result<NodeRef<'a>, StoreError> {
         #[cfg(test)]
         self.pages_read.fetch_add(1, Ordering::Relaxed);
         let node = match &self.pages {
-            Pages::Map(map) => NodeRef::Mapped(self.mapped_page(map, link)?),
-            Pages::Cache(cache) => NodeRef::Cached(self.cached_page(cache, link)?),
+            Pages::Map(map) => {
+                let node = NodeRef::Mapped(self.mapped(map, link.page, PAGE)?);
+                if !map.is_verified(link.page) && self.verify_first(link, &node, tree, level, fits)? {
+                    map.set_verified(link.page);
+                }
+                node
+            }
+            Pages::Cache(cache) => match cache.get(link.page) {
+                Some(bytes) => NodeRef::Cached(bytes),
+                None => {
+                    let bytes = self.read(link.page, PAGE)?;
+                    let node = NodeRef::Cached(bytes.clone());
+                    if self.verify_first(link, &node, tree, level, fits)? {
+                        cache.put(link.page, bytes);
+                    }
+                    node
+                }
+            },
         };
         self.verify_kind(link.page, node.page(), tree, level)?;
         Ok(node)
+    }
+
+    #[cold]
+    fn verify_first<'a>(
+        &self,
+        link: &Link,
+        node: &NodeRef<'a>,
+        tree: u8,
+        level: Option<u8>,
+        fits: impl FnOnce(&NodeRef<'a>) -> Result<bool, StoreError>,
+    ) -> Result<bool, StoreError> {
+        self.verify_page(link, node.page().0)?;
+        self.verify_kind(link.page, node.page(), tree, level)?;
+        fits(node)
     }
 
     /// The same, read from the file however often it was verified.
@@ -271,28 +303,8 @@ impl Source {
         }
     }
 
-    #[inline]
-    fn mapped_page<'a>(&self, map: &'a Map, link: &Link) -> Result<&'a [u8], StoreError> {
-        let bytes = self.mapped(map, link.page, PAGE)?;
-        if !map.is_verified(link.page) {
-            self.verify_page(link, bytes)?;
-            map.set_verified(link.page);
-        }
-        Ok(bytes)
-    }
-
     fn mapped<'a>(&self, map: &'a Map, page: u64, len: usize) -> Result<&'a [u8], StoreError> {
         map.slice(page, len).ok_or_else(|| self.corrupt(page, "place in the file", self.file_pages(), page))
-    }
-
-    fn cached_page(&self, cache: &Cache, link: &Link) -> Result<Arc<[u8]>, StoreError> {
-        if let Some(bytes) = cache.get(link.page) {
-            return Ok(bytes);
-        }
-        let bytes = self.read(link.page, PAGE)?;
-        self.verify_page(link, &bytes)?;
-        cache.put(link.page, bytes.clone());
-        Ok(bytes)
     }
 
     /// The bytes of a long key or value, verified each time: the map's bits are for pages, and the operating system

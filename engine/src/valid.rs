@@ -2,8 +2,8 @@
 //!
 //! Promises: in a page that passed, every offset stays inside it, no two cells share a byte, every cell is of a size that
 //! splits cope with, and keys ascend, with their heads right. (Of long keys only what stands in their cells is looked at;
-//! whoever reads a whole one compares it with that.) It looks at one page: that keys lie where the parent's say is for
-//! those who put cells of two pages together, or go from one to the next. It changes nothing, and reads no other page.
+//! whoever reads a whole one compares it with that.) It looks at one page: that its keys lie where those of the pages above it
+//! say is found out by `search.rs`, which came from there. It changes nothing, and reads no other page.
 
 use crate::extent::LONG_BYTES;
 use crate::heads::head_of;

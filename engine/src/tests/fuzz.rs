@@ -81,6 +81,13 @@ impl Sound {
             }
             checkpoint(&mut store);
         }
+        let sound = Sound::of(&disk, store);
+        assert!(sound.pages.len() > 8 && sound.pages.last().unwrap().level > 0 && !sound.longs.is_empty());
+        sound
+    }
+
+    /// What the disk has of a store, all of which is in its checkpoint.
+    pub(super) fn of(disk: &SimDisk, store: Store) -> Sound {
         let meta_slot = store.meta_slot() as usize;
         drop(store);
         let file = disk.open(Path::new("d/db"), Open::Existing).unwrap();
@@ -94,7 +101,6 @@ impl Sound {
             }
         }
         sound.pages.sort_by_key(|page| page.level);
-        assert!(sound.pages.len() > 8 && sound.pages.last().unwrap().level > 0 && !sound.longs.is_empty());
         // To put right what is right changes nothing.
         let mut again = sound.bytes.clone();
         sound.put_right(&mut again);

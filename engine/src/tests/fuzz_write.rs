@@ -10,7 +10,7 @@ use super::fuzz::{MEMORY_BYTES, SECONDS, Sound, allow, may_be, on_disk};
 use super::model::sim_options;
 use super::model::{TREES, random_key, random_value};
 use super::rng;
-use crate::{KeyMeta, KeyRange, Revision, Store, StoreError, TreeId};
+use crate::{KeyRange, Revision, Store, StoreError, TreeId, View};
 
 /// What one round does, at most.
 const STEPS: usize = 120;
@@ -46,6 +46,13 @@ fn remove(store: &mut Store, old: &mut rng::Rng) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Whether the index has an entry behind a put, of the same key.
+fn is_hidden(view: View<'_>, key: &[u8], put: Revision) -> Result<bool, StoreError> {
+    let (main, sub) = (put.main.to_be_bytes(), (put.sub as u32 + 1).to_be_bytes());
+    let behind = view.seek(TreeId::Index, &[key, &main, &sub].concat())?;
+    Ok(behind.key().is_some_and(|entry| entry.len() == key.len() + 12 && entry.starts_with(key)))
+}
+
 fn transaction(store: &mut Store, rng: &mut Rng, old: &mut rng::Rng) -> Result<(), StoreError> {
     let mut txn = store.txn();
     let mut made = 0;
@@ -60,10 +67,9 @@ fn transaction(store: &mut Store, rng: &mut Rng, old: &mut rng::Rng) -> Result<(
                 let put = Revision { main: txn.revision(), sub: made };
                 made += 1;
                 let found = txn.view().keys(KeyRange { start: &from, end: None }, 0)?.next().transpose()?;
-                // An index that was changed may have something behind it.
-                let is_there = |found: &KeyMeta<'_>| (found.modified, found.lease) == (put, lease);
-                let is_hidden = |found: &KeyMeta<'_>| found.modified > put;
-                let right = found.as_ref().is_none_or(|found| is_there(found) || is_hidden(found));
+                let is_there = found.as_ref().is_some_and(|f| (f.modified, f.lease) == (put, lease));
+                // Nothing hides it but an entry of an index that was changed, of the same key and a later revision.
+                let right = is_there || is_hidden(txn.view(), &from, put)?;
                 assert!(right, "{found:?} instead of {put:?}");
             }
         }

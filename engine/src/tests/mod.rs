@@ -1,5 +1,6 @@
 //! Tests of the store as a whole.
 
+mod bounds;
 mod bulk;
 mod corruption;
 mod crash;

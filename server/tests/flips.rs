@@ -36,6 +36,10 @@ const LOG: &str = "data/member/wal";
 const PAGE: usize = 4096;
 const SECTOR: usize = 512;
 
+/// Names of answers: the compaction's, and how those end that come after it.
+const COMPACTION: &str = "compaction";
+const LEFT: &str = " of what is left";
+
 fn small(disk: &SimDisk) -> Config {
     Config { checkpoint_log_bytes: 48 << 10, wal_segment_bytes: 64 << 10, max_wals: 2, ..config(disk) }
 }
@@ -171,18 +175,18 @@ impl Reader {
             assert!(self.bed.now < Duration::from_secs(600), "the compaction has an end");
             self.bed.step()?;
         };
-        self.answers.insert("compaction".into(), outcome.map_err(|status| status.message.into_owned()));
+        self.answers.insert(COMPACTION.into(), outcome.map_err(|status| status.message.into_owned()));
         self.left(rest)
     }
 
     fn left(&mut self, revisions: &[i64]) -> Result<(), Fatal> {
         for &revision in revisions {
             let all = pb::RangeRequest { revision, ..get_range("\0", "\0") };
-            self.range(format!("range {revision} of what is left"), all.clone())?;
+            self.range(format!("range {revision}{LEFT}"), all.clone())?;
             let count = pb::RangeRequest { count_only: true, ..all };
-            self.range(format!("count {revision} of what is left"), count)?;
+            self.range(format!("count {revision}{LEFT}"), count)?;
             let one = pb::RangeRequest { revision, ..common::get("key/000") };
-            self.range(format!("one {revision} of what is left"), one)?;
+            self.range(format!("one {revision}{LEFT}"), one)?;
         }
         Ok(())
     }
@@ -321,7 +325,12 @@ impl Campaign {
         let errors: Vec<String> = errors.chain(fatal.map(|fatal| fatal.to_string())).collect();
         let named = errors.iter().filter(|error| **error != status::CORRUPT.message);
         let fields: Vec<String> = named.map(|error| field_of(error, &path, &what)).collect();
-        assert!(errors.is_empty() || !fields.is_empty(), "{what}: CORRUPT, and nobody says why");
+        // Time goes by while it compacts: the scrub may be the first to meet the damage, and the alarm is all one sees.
+        let by_scrub = path == Path::new(STORE)
+            && answers
+                .iter()
+                .all(|(name, answer)| answer.is_ok() || name.ends_with(LEFT) || name == COMPACTION);
+        assert!(errors.is_empty() || !fields.is_empty() || by_scrub, "{what}: CORRUPT, and nobody says why");
         for (name, answer) in &answers {
             // Damage that was met is an alarm, which stands in what is hashed or copied as a whole.
             if let Ok(answer) = answer {
@@ -331,7 +340,8 @@ impl Campaign {
         assert!(!errors.is_empty() || answers.len() == self.right.len(), "{what}: not everything was read");
         drop(told);
         let file = if path == Path::new(STORE) { "store" } else { "log" };
-        let outcome = fields.first().map_or("right".to_owned(), |field| format!("error: {field}"));
+        let unnamed = if errors.is_empty() { "right" } else { "error: alarm of the scrub" };
+        let outcome = fields.first().map_or(unnamed.to_owned(), |field| format!("error: {field}"));
         *self.outcomes.entry(format!("{file}: {outcome}")).or_default() += 1;
     }
 

@@ -294,7 +294,7 @@ impl<'a> Scan<'a> {
     }
 }
 
-fn is_tombstone(cursor: &Cursor<'_>) -> Result<bool, StoreError> {
+pub(super) fn is_tombstone(cursor: &Cursor<'_>) -> Result<bool, StoreError> {
     let value = cursor.value()?;
     let live = value
         .and_then(|value| Live::parse(&value))

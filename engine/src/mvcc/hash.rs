@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use super::codec::{self, RevisionKey};
-use super::read::inconsistent;
+use super::doomed::is_tombstone;
+use super::read::{inconsistent, parse_index_key};
 use super::{KeyRange, Revision};
 use crate::{Cursor, StoreError, TreeId, View, crc};
 
@@ -23,6 +24,11 @@ pub const BUCKETS: [(&str, TreeId); 10] = [
     ("members_removed", TreeId::MembersRemoved),
     ("meta", TreeId::Meta),
 ];
+
+/// A look-up in the index costs as much as passing so many of its entries in order.
+const LOOK_UP: u64 = 20;
+/// So many entries a pass lists at most: some tens of megabytes.
+const LISTED_MAX: usize = if cfg!(test) { 100 } else { 1 << 20 };
 
 /// So many compactions have their hashes kept.
 const HASHES_MAX: usize = 10;
@@ -79,7 +85,8 @@ impl<'a> View<'a> {
     ///
     /// What lies above the compact revision counts whole: a sum. Of what lies below, once the compaction has removed
     /// what it should, all counts but what was superseded since; so the work grows with the smaller of two numbers,
-    /// the entries below and the changes since, and is a few pages when there is nothing of one of them.
+    /// the entries below and the changes since, and is a few pages when there is nothing of one of them. Where both are
+    /// many, one pass over the index is less work than looking each of them up.
     ///
     /// At the revision of one of the last compactions it is what the compaction found, beside the compact revision
     /// before it.
@@ -120,16 +127,66 @@ impl<'a> View<'a> {
         let above = self.sums(TreeId::Key, Some(&middle), Some(&end))?;
         let below = self.sums(TreeId::Key, None, Some(&middle))?;
         let settled = self.finished_compaction()? >= compacted;
-        let hash = if below.count == 0 {
-            name
-        } else if settled && above.count < below.count {
-            let superseded = self.superseded(compacted, revision, compacts)?;
-            let kept = self.sums_without(TreeId::Key, None, Some(&middle), &superseded)?;
-            crc::combine(name, kept.crc, kept.bytes)
-        } else {
-            self.kept(name, compacted, revision, compacts)?
+        let few = settled && above.count < below.count;
+        let look_ups = if few { above.count } else { below.count };
+        let passes = look_ups > 0 && self.sums(TreeId::Index, None, None)?.count / LOOK_UP < look_ups;
+        let passed = if passes { self.superseded_by_pass(compacted, revision, compacts)? } else { None };
+        let superseded = match passed {
+            None if few && below.count > 0 => Some(self.superseded(compacted, revision, compacts)?),
+            passed => passed,
+        };
+        let hash = match superseded {
+            _ if below.count == 0 => name,
+            None => self.kept(name, compacted, revision, compacts)?,
+            Some(superseded) => {
+                let kept = self.sums_without(TreeId::Key, None, Some(&middle), &superseded)?;
+                crc::combine(name, kept.crc, kept.bytes)
+            }
         };
         Ok(crc::combine(hash, above.crc, above.bytes))
+    }
+
+    /// Keys of the entries at or below the compact revision that do not count, and perhaps of some that are gone,
+    /// ascending. None: too many to be listed.
+    fn superseded_by_pass(
+        &self,
+        compacted: i64,
+        revision: i64,
+        compacts: bool,
+    ) -> Result<Option<Vec<RevisionKey>>, StoreError> {
+        let kept_at = self.kept_at(compacted, revision, compacts)?;
+        let mut superseded = Vec::new();
+        let mut supersede = |entry: Option<(Revision, bool)>| {
+            superseded.extend(entry.map(|(at, tombstone)| RevisionKey::new(at, tombstone)));
+            superseded.len() <= LISTED_MAX
+        };
+        // Of the key in hand: its newest entry that is compacted, until one supersedes it.
+        let (mut key, mut newest) = (Vec::new(), None);
+        let mut cursor = self.seek(TreeId::Index, b"")?;
+        while let Some(entry) = cursor.key() {
+            let (user_key, at) = parse_index_key(entry)?;
+            let mut gone = None;
+            if user_key != key {
+                gone = newest.take().filter(|(_, tombstone)| *tombstone);
+                key.clear();
+                key.extend_from_slice(user_key);
+            }
+            if !supersede(gone) {
+                return Ok(None);
+            }
+            let older = match at.main {
+                main if main <= compacted => newest.replace((at, is_tombstone(&cursor)?)),
+                main if main <= kept_at => newest.take(),
+                _ => None,
+            };
+            if !supersede(older) {
+                return Ok(None);
+            }
+            cursor.next()?;
+        }
+        supersede(newest.filter(|(_, tombstone)| *tombstone));
+        superseded.sort_unstable_by(|a, b| a[..].cmp(&b[..]));
+        Ok(Some(superseded))
     }
 
     /// Keys of the entries at or below the compact revision that do not count, of a settled compaction, ascending.
@@ -239,4 +296,71 @@ fn user_key<'p>(pair: &'p [u8], cursor: &Cursor<'_>) -> Result<&'p [u8], StoreEr
 fn append(hash: u32, key: &[u8], cursor: &Cursor<'_>) -> Result<u32, StoreError> {
     let value = cursor.value()?;
     Ok(crc32c::crc32c_append(crc32c::crc32c_append(hash, key), value.as_deref().unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use trilith_disk::sim::SimDisk;
+
+    use super::*;
+    use crate::Store;
+    use crate::tests::model_options;
+    use crate::tests::rng::Rng;
+
+    /// The three ways to find what of the compacted entries counts, of one store.
+    fn assert_alike(store: &Store, revision: i64, compacts: bool) -> bool {
+        let (view, compacted) = (store.view(), store.view().compact_revision());
+        let middle = first_of(compacted + 1);
+        let without = |superseded: &[RevisionKey]| {
+            view.sums_without(TreeId::Key, None, Some(&middle), superseded).unwrap().crc
+        };
+        let kept = view.kept(0, compacted, revision, compacts).unwrap();
+        let passed = view.superseded_by_pass(compacted, revision, compacts).unwrap();
+        if let Some(passed) = &passed {
+            assert!(passed.windows(2).all(|pair| pair[0][..] < pair[1][..]));
+            assert_eq!(without(passed), kept, "by a pass, of {compacted} at {revision}");
+        }
+        if view.finished_compaction().unwrap() >= compacted {
+            let looked_up = view.superseded(compacted, revision, compacts).unwrap();
+            assert_eq!(without(&looked_up), kept, "by look-ups, of {compacted} at {revision}");
+        }
+        passed.is_some()
+    }
+
+    #[test]
+    fn what_counts_is_found_alike_by_a_pass_and_by_look_ups() {
+        let mut rng = Rng(crate::tests::seed(51));
+        let (mut by_pass, mut too_many) = (0, 0);
+        for _ in 0..30 {
+            let mut store = Store::open(model_options(&SimDisk::new())).unwrap();
+            let keys = 1 + rng.below(60);
+            for _ in 0..200 {
+                let mut txn = store.txn();
+                for _ in 0..=rng.below(4) {
+                    let key = format!("key/{}", rng.below(keys));
+                    match rng.below(4) {
+                        0 => drop(txn.delete_range(KeyRange { start: key.as_bytes(), end: None }).unwrap()),
+                        _ => txn.put(key.as_bytes(), &vec![7; rng.below(700)], 0).unwrap(),
+                    }
+                }
+                txn.end();
+                let (compacted, current) = (store.view().compact_revision(), store.view().revision());
+                if rng.chance(25) && compacted < current {
+                    let span = (current - compacted) as usize;
+                    store.compact(compacted + 1 + rng.below(span) as i64).unwrap();
+                    // In part, or all of it.
+                    let steps = if rng.chance(2) { usize::MAX } else { rng.below(4) };
+                    (0..steps).any(|_| store.compact_step(1 + rng.below(20)).unwrap());
+                }
+                if rng.chance(4) && compacted >= 0 {
+                    let compacted = store.view().compact_revision();
+                    let span = (store.view().revision() - compacted) as usize + 1;
+                    let revision = compacted + rng.below(span) as i64;
+                    let is_listed = assert_alike(&store, revision, rng.chance(2));
+                    *if is_listed { &mut by_pass } else { &mut too_many } += 1;
+                }
+            }
+        }
+        assert!(by_pass > 500 && too_many > 10, "{by_pass} by a pass, {too_many} were too many");
+    }
 }

@@ -20,3 +20,5 @@ mod shrink;
 mod space;
 mod spare;
 mod sums;
+
+pub(crate) use model::{seed, sim_options as model_options};

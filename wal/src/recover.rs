@@ -267,7 +267,8 @@ impl Reader {
                 if term == 0 || kind == EntryType::EntryConfChange && data.is_none() {
                     return Err(malformed("an entry record does not hold an entry"));
                 }
-                let data = data.map(Bytes::copy_from_slice);
+                // Of what the store holds already only place and term count.
+                let data = data.filter(|_| index > self.after).map(Bytes::copy_from_slice);
                 let (r#type, term, index) = (Some(kind.into()), Some(term), Some(index));
                 if !self.take_entry(name, at, raftpb::Entry { r#type, term, index, data })? {
                     return Err(malformed("an entry has a lower term than the entry before it"));

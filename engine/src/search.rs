@@ -112,7 +112,7 @@ impl<'a> Tree<'a> {
         match (node.page().child(i), node) {
             (Place::Memory(place), NodeRef::Dirty(node)) => Ok(NodeRef::Dirty(node.child_at(place))),
             (Place::Disk(link), _) => {
-                let fits = |page: &NodeRef<'a>| self.fits(page, node, i, bounds());
+                let fits = |page: &NodeRef<'a>| self.fits(page, node, i, bounds);
                 self.page(&link, Some(node.page().level() - 1), fits)
             }
             (Place::Memory(_), _) => unreachable!("pages on disk name no memory: checked when first read"),
@@ -127,9 +127,10 @@ impl<'a> Tree<'a> {
         child: &NodeRef<'a>,
         node: &NodeRef<'a>,
         i: usize,
-        above: Option<Bounds<'a>>,
+        above: impl FnOnce() -> Option<Bounds<'a>>,
     ) -> Result<bool, StoreError> {
         let inside = i > 0 && i + 1 < node.page().count();
+        let above = if inside { None } else { above() };
         let mut known = inside || above.is_some();
         let bounds = above.unwrap_or_default().of_child(node, i);
         let (first, count) = (child.page().first_keyed(), child.page().count());

@@ -10,11 +10,17 @@ use tokio::time::{Instant, sleep_until};
 use crate::apply::members::{self, Member};
 use crate::core::{Handle, LeaseAsked, Left, Outgoing, PeerEvent, SERVER_VERSION};
 use crate::peer::{PeerError, Remote, Transport, fetch_version};
+use crate::service::cluster::{Peers, Promoting};
+use crate::status;
 
 /// How long a member may take to say which version it has.
 const VERSION_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the leader may take to answer for a lease.
 const LEASE_PATIENCE: Duration = Duration::from_secs(1);
+/// From one question about a promotion to the next.
+const PROMOTE_PAUSE: Duration = Duration::from_millis(50);
+/// How long the leader may take to promote a member.
+const PROMOTE_PATIENCE: Duration = Duration::from_secs(5);
 /// From one question to the next when the leader did not answer.
 const LEASE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -75,6 +81,31 @@ async fn wait<T>(error: PeerError, unanswered: T) {
     log::debug!(error:% = error; "the leader does not answer for a lease");
     sleep_until(Instant::now() + LEASE_PAUSE).await;
     drop(unanswered);
+}
+
+impl Peers for Transport {
+    fn active_since(&self, id: u64) -> Option<Duration> {
+        Transport::active_since(self, id)
+    }
+
+    fn promote(&self, leader_urls: Vec<String>, id: u64) -> Promoting {
+        let transport = self.clone();
+        Box::pin(async move {
+            match transport.promote(&leader_urls, id, None, PROMOTE_PATIENCE).await {
+                Ok(members) => Some(Ok(members)),
+                Err(PeerError::Refused { code: 404, .. }) => Some(Err(status::MEMBER_NOT_FOUND)),
+                Err(PeerError::Refused { code: 412, text, .. }) if text.contains("in sync with leader") => {
+                    Some(Err(status::LEARNER_NOT_READY))
+                }
+                Err(PeerError::Refused { code: 412, .. }) => Some(Err(status::MEMBER_NOT_LEARNER)),
+                Err(error) => {
+                    log::warn!(error:% = error; "the leader does not say whether it has promoted a member");
+                    sleep_until(Instant::now() + PROMOTE_PAUSE).await;
+                    None
+                }
+            }
+        })
+    }
 }
 
 /// O3: the lowest version among the members, this one included.

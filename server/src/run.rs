@@ -304,7 +304,12 @@ async fn with_peers(
     };
     let (stop, stopped) = Stop::new();
     let addresses = server.local_addrs().map_err(|error| error.to_string())?;
-    let api = Api::new(handle, config.grpc_message_bytes(), config.watch_progress_interval);
+    let api = Api::new(
+        handle,
+        Arc::new(transport.clone()),
+        config.grpc_message_bytes(),
+        config.watch_progress_interval,
+    );
     let mut server_task = tokio::task::spawn_local(server.run(api, rpc_options(config), stopped));
     let why = match why {
         Some(name) => name,
@@ -360,6 +365,8 @@ fn core_config(config: &Config, disk: Arc<dyn Disk>) -> core::Config {
         heartbeat: config.heartbeat_interval,
         election: config.election_timeout,
         pre_vote: config.pre_vote,
+        max_learners: config.max_learners,
+        strict_reconfig_check: config.strict_reconfig_check,
         max_request_bytes: config.max_request_bytes,
         max_txn_ops: config.max_txn_ops,
         quota: Quota::new(config.quota_backend_bytes),

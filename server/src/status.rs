@@ -132,23 +132,31 @@ statuses! {
     INVALID_SORT_OPTION = "ErrGRPCInvalidSortOption", InvalidArgument, "etcdserver: invalid sort option";
     KEY_NOT_FOUND = "ErrGRPCKeyNotFound", InvalidArgument, "etcdserver: key not found";
     LEADER_CHANGED = "ErrGRPCLeaderChanged", Unavailable, "etcdserver: leader changed";
-    LEARNER_NOT_READY = "ErrGRPCLearnerNotReady", FailedPrecondition,
-        "etcdserver: can only promote a learner member which is in sync with leader";
     LEASE_EXIST = "ErrGRPCLeaseExist", FailedPrecondition, "etcdserver: lease already exists";
     LEASE_NOT_FOUND = "ErrGRPCLeaseNotFound", NotFound, "etcdserver: requested lease not found";
     LEASE_PROVIDED = "ErrGRPCLeaseProvided", InvalidArgument, "etcdserver: lease is provided";
     LEASE_TTL_TOO_LARGE = "ErrGRPCLeaseTTLTooLarge", OutOfRange, "etcdserver: too large lease TTL";
+    LEARNER_NOT_READY = "ErrGRPCLearnerNotReady", FailedPrecondition,
+        "etcdserver: can only promote a learner member which is in sync with leader";
+    MEMBER_BAD_URLS = "ErrGRPCMemberBadURLs", InvalidArgument, "etcdserver: given member URLs are invalid";
     MEMBER_EXIST = "ErrGRPCMemberExist", FailedPrecondition, "etcdserver: member ID already exist";
     MEMBER_NOT_FOUND = "ErrGRPCMemberNotFound", NotFound, "etcdserver: member not found";
+    MEMBER_NOT_ENOUGH_STARTED = "ErrGRPCMemberNotEnoughStarted", Unknown,
+        "etcdserver: re-configuration failed due to not enough started members";
     MEMBER_NOT_LEARNER = "ErrGRPCMemberNotLearner", FailedPrecondition,
         "etcdserver: can only promote a learner member";
     NO_LEADER = "ErrGRPCNoLeader", Unavailable, "etcdserver: no leader";
     NO_SPACE = "ErrGRPCNoSpace", ResourceExhausted, "etcdserver: mvcc: database space exceeded";
     NOT_CAPABLE = "ErrGRPCNotCapable", FailedPrecondition, "etcdserver: not capable";
     NOT_LEADER = "ErrGRPCNotLeader", FailedPrecondition, "etcdserver: not leader";
+    NOT_SUPPORTED_FOR_LEARNER = "ErrGRPCNotSupportedForLearner", FailedPrecondition,
+        "etcdserver: rpc not supported for learner";
     PEER_URL_EXIST = "ErrGRPCPeerURLExist", FailedPrecondition, "etcdserver: Peer URLs already exists";
     REQUEST_TOO_LARGE = "ErrGRPCRequestTooLarge", InvalidArgument, "etcdserver: request is too large";
     TOO_MANY_REQUESTS = "ErrGRPCRequestTooManyRequests", Unknown, "etcdserver: too many requests";
+    TOO_MANY_LEARNERS = "ErrGRPCTooManyLearners", FailedPrecondition,
+        "etcdserver: too many learner members in cluster";
+    UNHEALTHY = "ErrGRPCUnhealthy", Unavailable, "etcdserver: unhealthy cluster";
     STOPPED = "ErrGRPCStopped", Unavailable, "etcdserver: server stopped";
     TIMEOUT = "ErrGRPCTimeout", Unavailable, "etcdserver: request timed out";
     TIMEOUT_CONNECTION_LOST = "ErrGRPCTimeoutDueToConnectionLost", Unavailable,

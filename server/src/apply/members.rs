@@ -107,6 +107,12 @@ pub fn put(store: &mut Store, member: &Member) -> Result<(), StoreError> {
     store.insert(TreeId::Members, tree_key(member.id).as_bytes(), &encode(member))
 }
 
+/// Takes a member away for good.
+pub fn remove(store: &mut Store, id: u64) -> Result<(), StoreError> {
+    store.remove(TreeId::Members, tree_key(id).as_bytes())?;
+    store.insert(TreeId::MembersRemoved, tree_key(id).as_bytes(), b"removed")
+}
+
 /// Whether a member of that id was removed: it can never return.
 pub fn is_removed(view: View<'_>, id: u64) -> Result<bool, StoreError> {
     Ok(view.get(TreeId::MembersRemoved, tree_key(id).as_bytes())?.is_some())

@@ -6,6 +6,7 @@
 
 pub mod alarm;
 pub mod command;
+pub mod conf_change;
 pub mod downgrade;
 pub mod key_set;
 pub mod list;
@@ -24,7 +25,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use prost::Message;
 use trilith_engine::{Change, KeyRange, Store, StoreError, TreeId};
-use trilith_proto::{etcdserverpb as pb, leasepb, membershippb, raftpb};
+use trilith_proto::{etcdserverpb as pb, leasepb, membershippb};
 
 use self::alarm::Alarms;
 use self::command::{BadRequest, Command};
@@ -300,33 +301,4 @@ fn set_member_attributes(
         members::put(store, &member)?;
     }
     Ok(empty_answer())
-}
-
-/// M8: what a committed conf change is answered with; one that is rejected changes nothing.
-pub fn conf_change(store: &mut Store, change: &raftpb::ConfChange) -> Result<Result<(), Status>, ApplyError> {
-    let kind = change.r#type();
-    if kind != raftpb::ConfChangeType::ConfChangeAddNode {
-        return Err(ApplyError::Broken(format!("conf change {} is not implemented", kind.as_str_name())));
-    }
-    let context = change.context.as_deref().unwrap_or_default();
-    let member = members::decode(context)
-        .map_err(|e| ApplyError::Broken(format!("the context of a conf change is not a member: {e}")))?;
-    if member.id != change.node_id() {
-        let (in_context, in_change) = (member.id, change.node_id());
-        return Err(ApplyError::Broken(format!(
-            "a conf change of member {in_change:x} names {in_context:x}"
-        )));
-    }
-    let others = members::list(store.view())?;
-    if members::is_removed(store.view(), member.id)? {
-        return Ok(Err(status::MEMBER_NOT_FOUND));
-    }
-    if others.iter().any(|other| other.id == member.id) {
-        return Ok(Err(status::MEMBER_EXIST));
-    }
-    if others.iter().any(|other| other.peer_urls.iter().any(|url| member.peer_urls.contains(url))) {
-        return Ok(Err(status::PEER_URL_EXIST));
-    }
-    members::put(store, &member)?;
-    Ok(Ok(()))
 }

@@ -7,6 +7,7 @@ use trilith_engine::View;
 use trilith_proto::etcdserverpb::alarm_request::AlarmAction;
 use trilith_proto::etcdserverpb::request_op::Request as Op;
 use trilith_proto::etcdserverpb::response_op::Response;
+use trilith_proto::raftpb;
 
 use super::*;
 
@@ -54,20 +55,6 @@ impl Bench {
             Applied::Done(answer) | Applied::AfterCompaction(answer) => answer,
             Applied::OverQuota => Err(status::NO_SPACE),
         }
-    }
-
-    fn conf_change(
-        &mut self,
-        kind: raftpb::ConfChangeType,
-        member: &members::Member,
-    ) -> Result<Result<(), Status>, ApplyError> {
-        let change = raftpb::ConfChange {
-            id: None,
-            r#type: Some(kind as i32),
-            node_id: Some(member.id),
-            context: Some(members::encode(member).into()),
-        };
-        conf_change(&mut self.store, &change)
     }
 }
 
@@ -131,21 +118,10 @@ fn lease_records_are_etcds() {
 }
 
 #[test]
-fn m8_conf_changes() {
-    use raftpb::ConfChangeType::{ConfChangeAddNode as Add, ConfChangeRemoveNode as Remove};
+fn attributes_are_those_of_members_that_are_there() {
     let mut bench = Bench::new();
-    let member = |id, url: &str| members::Member { id, peer_urls: vec![url.into()], ..Default::default() };
-    assert_eq!(bench.conf_change(Add, &member(0xab, "http://a:1")).unwrap(), Ok(()));
-    let refused = |bench: &mut Bench, member| bench.conf_change(Add, &member).unwrap().unwrap_err();
-    assert_eq!(refused(&mut bench, member(0xab, "http://b:1")), status::MEMBER_EXIST);
-    assert_eq!(refused(&mut bench, member(0xcd, "http://a:1")), status::PEER_URL_EXIST);
-    bench.store.insert(TreeId::MembersRemoved, b"ef", b"removed").unwrap();
-    assert_eq!(refused(&mut bench, member(0xef, "http://c:1")), status::MEMBER_NOT_FOUND, "for good");
-    let error = bench.conf_change(Remove, &member(0xab, "http://a:1")).unwrap_err().to_string();
-    assert!(error.contains("ConfChangeRemoveNode"), "{error}");
-    let json = br#"{"id":171,"peerURLs":["http://a:1"]}"#.to_vec();
-    assert_eq!(tree(bench.store.view(), TreeId::Members), [(b"ab".to_vec(), json)], "V1");
-
+    let member = members::Member { id: 0xab, peer_urls: vec!["http://a:1".into()], ..Default::default() };
+    members::put(&mut bench.store, &member).unwrap();
     let attributes = membershippb::Attributes { name: "n".into(), client_urls: vec!["http://a:2".into()] };
     for id in [0xab, 0x99] {
         let request = membershippb::ClusterMemberAttrSetRequest {

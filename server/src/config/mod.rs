@@ -115,6 +115,8 @@ pub struct Config {
     pub pre_vote: bool,
     /// Members that may be learners.
     pub max_learners: usize,
+    /// Whether a change of the members is refused that would put the quorum at risk.
+    pub strict_reconfig_check: bool,
     /// Entries applied from one cut of raft's log to the next.
     pub snapshot_count: u64,
     /// Entries that a cut leaves for members that lag behind.
@@ -209,6 +211,7 @@ impl Config {
             election_timeout,
             pre_vote: flag_is_true(&given, "pre-vote"),
             max_learners: uint(&given, "max-learners")?,
+            strict_reconfig_check: flag_is_true(&given, "strict-reconfig-check"),
             snapshot_count: uint_or(&given, "snapshot-count", SNAPSHOT_COUNT_DEFAULT)?,
             catchup_entries: uint_or(&given, "snapshot-catchup-entries", CATCHUP_ENTRIES_DEFAULT)?,
             max_wals: uint(&given, "max-wals")?,

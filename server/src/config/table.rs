@@ -93,6 +93,7 @@ const WORKS: &[&str] = &[
     "name",
     "pre-vote",
     "quota-backend-bytes",
+    "strict-reconfig-check",
     "snapshot-catchup-entries",
     "snapshot-count",
     "trilith-io-threads",

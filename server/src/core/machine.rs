@@ -32,6 +32,7 @@ use super::waiters::{Waiter, Waiters};
 use super::{Config, Fatal, LeaseAsked};
 use crate::apply::alarm::Alarms;
 use crate::apply::command::{self, Command};
+use crate::apply::conf_change::conf_change;
 use crate::apply::{self, Answer, Applied, ApplyError, Context, members, quota};
 use crate::lease;
 use crate::reply::Reply;
@@ -496,7 +497,7 @@ impl Core {
 
     /// M11: a rejected change still goes to raft, as none.
     fn apply_conf_change(&mut self, change: &raftpb::ConfChange) -> Result<(), ApplyError> {
-        let outcome = apply::conf_change(&mut self.store, change)?;
+        let outcome = conf_change(&mut self.store, change, self.config.max_learners)?;
         self.conf_state = self.node.apply_conf_change(outcome.is_ok().then_some(change));
         members::put_conf_state(&mut self.store, &self.conf_state)?;
         if outcome.is_ok() {
@@ -609,6 +610,7 @@ impl Core {
             db_size: quota::db_size(&self.store),
             db_size_in_use: quota::db_size_in_use(&self.store),
             no_space: self.alarms.is_raised_by(self.member_id, pb::AlarmType::Nospace),
+            is_learner: self.conf_state.learners.contains(&self.member_id),
             ..Facts::default()
         };
         let alone = self.is_lone_voter();

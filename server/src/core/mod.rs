@@ -126,6 +126,10 @@ pub struct Config {
     pub election: Duration,
     /// --pre-vote.
     pub pre_vote: bool,
+    /// --max-learners.
+    pub max_learners: usize,
+    /// --strict-reconfig-check.
+    pub strict_reconfig_check: bool,
     /// --max-request-bytes.
     pub max_request_bytes: usize,
     /// --max-txn-ops.
@@ -171,6 +175,8 @@ impl Config {
             heartbeat: Duration::from_millis(100),
             election: Duration::from_millis(1000),
             pre_vote: true,
+            max_learners: 1,
+            strict_reconfig_check: true,
             max_request_bytes: 1_572_864,
             max_txn_ops: 128,
             quota: Quota::new(0),

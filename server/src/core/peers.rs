@@ -108,6 +108,7 @@ impl Core {
             PeerEvent::Versions { lowest } => {
                 self.take_lowest_version(lowest.as_deref().and_then(members::parse_version));
             }
+            PeerEvent::ToldRemoved if self.is_removed() => {}
             PeerEvent::ToldRemoved => {
                 log::error!("a peer says that this member was removed from the cluster");
                 self.ends_at = Some(self.now);

@@ -50,6 +50,8 @@ pub struct Facts {
     pub db_size_in_use: u64,
     /// This member has raised NOSPACE.
     pub no_space: bool,
+    /// This member has no vote.
+    pub is_learner: bool,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +64,7 @@ struct FactCells {
     db_size: AtomicU64,
     db_size_in_use: AtomicU64,
     no_space: AtomicBool,
+    is_learner: AtomicBool,
 }
 
 /// A proposal on its way to the core.
@@ -154,6 +157,9 @@ pub(super) struct Shared {
     member_id: u64,
     max_request_bytes: usize,
     max_txn_ops: usize,
+    strict_reconfig_check: bool,
+    /// When the core began, in milliseconds since 1970.
+    unix_ms: u64,
     quota: Quota,
     request_timeout: Duration,
     inbox: Mutex<Inbox>,
@@ -188,6 +194,8 @@ impl Shared {
             member_id,
             max_request_bytes: config.max_request_bytes,
             max_txn_ops: config.max_txn_ops,
+            strict_reconfig_check: config.strict_reconfig_check,
+            unix_ms: config.unix_ms,
             quota: config.quota,
             request_timeout: config.request_timeout(),
             inbox: Mutex::default(),
@@ -286,6 +294,7 @@ impl Shared {
             cell.store(value, Ordering::Relaxed);
         }
         cells.no_space.store(facts.no_space, Ordering::Relaxed);
+        cells.is_learner.store(facts.is_learner, Ordering::Relaxed);
         self.reads_are_local.store(reads_are_local, Ordering::Release);
     }
 
@@ -305,6 +314,10 @@ impl Shared {
         self.ready.send_replace(true);
     }
 
+    fn is_learner(&self) -> bool {
+        self.facts.is_learner.load(Ordering::Relaxed)
+    }
+
     fn facts(&self) -> Facts {
         let cells = &self.facts;
         let get = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
@@ -319,6 +332,7 @@ impl Shared {
             db_size: get(&cells.db_size),
             db_size_in_use: get(&cells.db_size_in_use),
             no_space: cells.no_space.load(Ordering::Relaxed),
+            is_learner: self.is_learner(),
         }
     }
 }
@@ -394,6 +408,21 @@ impl Handle {
         let started = self.0.now();
         self.0.put(|inbox| inbox.conf_changes.push(ConfProposal { id, change, started, answer }))?;
         answered.await.unwrap_or(Err(status::STOPPED))
+    }
+
+    /// Whether changes of the members are refused that put the quorum at risk.
+    pub fn strict_reconfig_check(&self) -> bool {
+        self.0.strict_reconfig_check
+    }
+
+    /// Whether this member has no vote.
+    pub fn is_learner(&self) -> bool {
+        self.0.is_learner()
+    }
+
+    /// Seconds since 1970, by the core's clock.
+    pub fn unix_seconds(&self) -> u64 {
+        (self.0.unix_ms + self.0.now().as_millis() as u64) / 1000
     }
 
     /// Makes another member lead, and waits until it does (X12).
@@ -524,7 +553,7 @@ impl Handle {
     }
 
     /// Z3.
-    pub(super) fn request_timeout(&self) -> Duration {
+    pub fn request_timeout(&self) -> Duration {
         self.0.request_timeout
     }
 

@@ -7,6 +7,7 @@ use crate::apply::downgrade;
 use crate::apply::members::{self, Member};
 use crate::blocking;
 use crate::core::{Handle, Overflow, PeerEvent, SERVER_VERSION};
+use crate::service::cluster;
 use crate::status::Status;
 
 impl Sink for Handle {
@@ -51,8 +52,9 @@ impl Sink for Handle {
         }))
     }
 
-    fn promote(&self, _: u64, _: Option<String>) -> Later<Result<Vec<Member>, Status>> {
-        Box::pin(std::future::ready(Err(Status::unimplemented("MemberPromote"))))
+    fn promote(&self, id: u64, _: Option<String>) -> Later<Result<Vec<Member>, Status>> {
+        let handle = self.clone();
+        Box::pin(async move { cluster::promote_here(&handle, id).await })
     }
 
     fn downgrade_enabled(&self) -> Later<Result<bool, Status>> {

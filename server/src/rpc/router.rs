@@ -10,6 +10,7 @@ use trilith_proto::healthpb::HealthListRequest;
 use super::watch::Watches;
 use super::{Call, Replies, Requests, Routes, health};
 use crate::core::Handle;
+use crate::service::cluster::Peers;
 use crate::service::{cluster, downgrade, kv, lease, maintenance, snapshot, unimplemented};
 use crate::status::{self, Code, Status};
 
@@ -17,15 +18,21 @@ use crate::status::{self, Code, Status};
 #[derive(Debug, Clone)]
 pub struct Api {
     core: Handle,
+    peers: Arc<dyn Peers>,
     watches: Arc<Watches>,
 }
 
 impl Api {
-    /// Serves the core. Watch responses of at least `fragment_bytes` are cut for clients that take parts;
+    /// Serves the core; `peers` is the way to the other members. Watch responses of at least `fragment_bytes` are cut for clients that take parts;
     /// `progress_interval` is the time between progress answers to watchers.
-    pub fn new(core: Handle, fragment_bytes: usize, progress_interval: Duration) -> Api {
+    pub fn new(
+        core: Handle,
+        peers: Arc<dyn Peers>,
+        fragment_bytes: usize,
+        progress_interval: Duration,
+    ) -> Api {
         let watches = Watches { hub: core.hub(), core: core.clone(), fragment_bytes, progress_interval };
-        Api { core, watches: Arc::new(watches) }
+        Api { core, peers, watches: Arc::new(watches) }
     }
 }
 
@@ -33,6 +40,9 @@ impl Routes for Api {
     /// Each handler is a task of its own size: a put does not pay for what a rare call needs.
     fn route(&self, path: &str, call: Call) {
         let core = self.core.clone();
+        if core.is_learner() && !is_served_by_learners(path) {
+            return call.refuse(status::NOT_SUPPORTED_FOR_LEARNER);
+        }
         if let Err(status) = check_metadata(&core, call.headers()) {
             return call.refuse(status);
         }
@@ -74,8 +84,36 @@ impl Routes for Api {
             "/etcdserverpb.Lease/LeaseLeases" => {
                 call.unary(async move |request| lease::leases(&core, request).await)
             }
+            other => self.route_rest(other, call),
+        }
+    }
+}
+
+impl Api {
+    /// What is called rarely.
+    fn route_rest(&self, path: &str, call: Call) {
+        let core = self.core.clone();
+        match path {
             "/etcdserverpb.Cluster/MemberList" => {
                 call.unary(async move |request| cluster::member_list(&core, request).await);
+            }
+            "/etcdserverpb.Cluster/MemberAdd" => {
+                let peers = self.peers.clone();
+                call.unary(async move |request| cluster::member_add(&core, &*peers, request).await);
+            }
+            "/etcdserverpb.Cluster/MemberRemove" => {
+                let peers = self.peers.clone();
+                call.unary(async move |request| cluster::member_remove(&core, &*peers, request).await);
+            }
+            "/etcdserverpb.Cluster/MemberUpdate" => {
+                call.unary(async move |request| cluster::member_update(&core, request).await);
+            }
+            "/etcdserverpb.Cluster/MemberPromote" => {
+                let peers = self.peers.clone();
+                call.unary(async move |request| cluster::member_promote(&core, &*peers, request).await);
+            }
+            "/etcdserverpb.Maintenance/MoveLeader" => {
+                call.unary(async move |request| maintenance::move_leader(&core, request).await);
             }
             "/etcdserverpb.Maintenance/Alarm" => {
                 call.unary(async move |request| maintenance::alarm(&core, request).await);
@@ -106,6 +144,14 @@ impl Routes for Api {
             other => call.refuse(unimplemented(other).unwrap_or_else(|| no_such_method(other))),
         }
     }
+}
+
+/// R14: a member without a vote tells of itself, and reads from its own state; Range looks at its request for that.
+fn is_served_by_learners(path: &str) -> bool {
+    matches!(
+        path,
+        "/etcdserverpb.KV/Range" | "/etcdserverpb.Maintenance/Status" | "/etcdserverpb.Maintenance/Snapshot"
+    )
 }
 
 /// G5 and Z7: a client may insist on a known leader, and its version must be text.

@@ -28,6 +28,9 @@ const FIRST_CHUNK_KEYS: usize = 10;
 
 /// Reads an interval: here within a small budget; if that does not do, anew on a thread that may block.
 pub async fn range(handle: &Handle, request: RangeRequest) -> Result<Body, Status> {
+    if handle.is_learner() && !request.serializable {
+        return Err(status::NOT_SUPPORTED_FOR_LEARNER);
+    }
     check_range(&request)?;
     if !request.serializable {
         handle.read_point().await?;

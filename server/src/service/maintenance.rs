@@ -2,7 +2,7 @@
 
 use trilith_proto::etcdserverpb::{
     AlarmRequest, DefragmentRequest, DefragmentResponse, DowngradeInfo, HashKvRequest, HashKvResponse,
-    HashRequest, HashResponse, StatusRequest, StatusResponse,
+    HashRequest, HashResponse, MoveLeaderRequest, MoveLeaderResponse, StatusRequest, StatusResponse,
 };
 
 use crate::apply::alarm::{self, Alarms};
@@ -50,6 +50,12 @@ pub async fn status(handle: &Handle, _: StatusRequest) -> Result<Reply, Status> 
 pub async fn defragment(handle: &Handle, _: DefragmentRequest) -> Result<Reply, Status> {
     handle.defragment().await?;
     Ok(Reply::of(&DefragmentResponse::default()))
+}
+
+/// X12; H5: no header.
+pub async fn move_leader(handle: &Handle, request: MoveLeaderRequest) -> Result<Reply, Status> {
+    handle.transfer_leader(request.target_id).await?;
+    Ok(Reply::of(&MoveLeaderResponse::default()))
 }
 
 /// X7.

@@ -98,7 +98,7 @@ impl Sim {
             installed: 0,
             read_back: 0,
             asked: Vec::new(),
-            runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
+            runtime: tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap(),
         };
         for number in 1..=count {
             sim.add(number, small(number, count, seed));

@@ -171,6 +171,19 @@ pub async fn member_list(address: SocketAddr) -> Vec<pb::Member> {
     answer.members
 }
 
+pub async fn member_add(
+    address: SocketAddr,
+    peer_url: &str,
+    is_learner: bool,
+) -> Result<pb::MemberAddResponse, String> {
+    let request = pb::MemberAddRequest { peer_ur_ls: vec![peer_url.to_owned()], is_learner };
+    ask(address, "/etcdserverpb.Cluster/MemberAdd", &request).await
+}
+
+pub async fn member_remove(address: SocketAddr, id: u64) -> Result<pb::MemberRemoveResponse, String> {
+    ask(address, "/etcdserverpb.Cluster/MemberRemove", &pb::MemberRemoveRequest { id }).await
+}
+
 pub async fn hash(address: SocketAddr, revision: i64) -> u32 {
     let request = pb::HashKvRequest { revision };
     let answer: pb::HashKvResponse =

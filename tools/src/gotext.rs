@@ -136,6 +136,18 @@ pub(crate) fn parse_int(text: &str, radix: u32) -> Result<i64, String> {
     i64::try_from(if negative { -magnitude } else { magnitude }).map_err(|_| fail("value out of range"))
 }
 
+/// A hexadecimal number of 64 bits without a sign.
+///
+/// # Errors
+/// Go's words for what is wrong with the text.
+pub(crate) fn parse_hex(text: &str) -> Result<u64, String> {
+    let fail = |what: &str| format!("strconv.ParseUint: parsing {}: {what}", quote(text.as_bytes()));
+    if text.is_empty() || !text.chars().all(|c| c.is_ascii_hexdigit()) {
+        return Err(fail("invalid syntax"));
+    }
+    u64::from_str_radix(text, 16).map_err(|_| fail("value out of range"))
+}
+
 fn radix_of(digits: &str) -> (&str, u32) {
     let lower = digits.to_ascii_lowercase();
     match lower.as_bytes() {

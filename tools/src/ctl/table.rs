@@ -24,7 +24,12 @@ pub(super) enum Verb {
     EndpointStatus,
     EndpointHealth,
     EndpointHashKv,
+    MemberAdd,
     MemberList,
+    MemberPromote,
+    MemberRemove,
+    MemberUpdate,
+    MoveLeader,
     SnapshotSave,
     AlarmDisarm,
     AlarmList,
@@ -129,6 +134,12 @@ static HASH_KV_FLAGS: &[Flag] =
 const ENDPOINT_CLUSTER: Flag =
     flag("cluster", Bool, "false", "use the endpoints in the cluster's member list");
 static MEMBER_LIST_FLAGS: &[Flag] = &[flag("consistency", Text, "l", "linearizable (l) or serializable (s)")];
+static MEMBER_ADD_FLAGS: &[Flag] = &[
+    flag("learner", Bool, "false", "add a member that has no vote"),
+    flag("peer-urls", Text, "", "where the other members will reach it, separated by commas"),
+];
+static MEMBER_UPDATE_FLAGS: &[Flag] =
+    &[flag("peer-urls", Text, "", "where the other members reach it from now on, separated by commas")];
 /// Commands that come later take no flag yet: they are refused before their flags are looked at.
 static NO_FLAGS: &[Flag] = &[];
 
@@ -259,7 +270,13 @@ pub(super) static COMMANDS: &[Command] = &[
     ),
     later(&["lock"], "lock <lockname> [exec-command arg1 arg2 ...]"),
     later(&["make-mirror"], "make-mirror [options] <destination>"),
-    later(&["member", "add"], "member add <memberName> [options]"),
+    command(
+        &["member", "add"],
+        "member add <memberName> [options]",
+        "Adds a member to the cluster",
+        MEMBER_ADD_FLAGS,
+        Verb::MemberAdd,
+    ),
     command(
         &["member", "list"],
         "member list",
@@ -267,10 +284,34 @@ pub(super) static COMMANDS: &[Command] = &[
         MEMBER_LIST_FLAGS,
         Verb::MemberList,
     ),
-    later(&["member", "promote"], "member promote <memberID>"),
-    later(&["member", "remove"], "member remove <memberID>"),
-    later(&["member", "update"], "member update <memberID> [options]"),
-    later(&["move-leader"], "move-leader <transferee-member-id>"),
+    command(
+        &["member", "promote"],
+        "member promote <memberID>",
+        "Gives a learner a vote",
+        NO_FLAGS,
+        Verb::MemberPromote,
+    ),
+    command(
+        &["member", "remove"],
+        "member remove <memberID>",
+        "Removes a member from the cluster",
+        NO_FLAGS,
+        Verb::MemberRemove,
+    ),
+    command(
+        &["member", "update"],
+        "member update <memberID> [options]",
+        "Tells the cluster where a member is reached",
+        MEMBER_UPDATE_FLAGS,
+        Verb::MemberUpdate,
+    ),
+    command(
+        &["move-leader"],
+        "move-leader <transferee-member-id>",
+        "Makes another member lead",
+        NO_FLAGS,
+        Verb::MoveLeader,
+    ),
     command(&["options"], "options", "Lists the flags that every command has", NO_FLAGS, Verb::Options),
     command(
         &["put"],

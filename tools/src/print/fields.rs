@@ -56,6 +56,12 @@ pub(super) fn render(answer: &Answer<'_>, hex: bool) -> String {
             view.header(&answer.header);
             answer.members.iter().for_each(|member| view.member(member));
         }
+        // The printer refuses them, as etcd's does.
+        Answer::MemberAdd(_)
+        | Answer::MemberRemove(..)
+        | Answer::MemberUpdate(..)
+        | Answer::MemberPromote(..)
+        | Answer::MoveLeader(..) => {}
         Answer::Health(endpoints) => {
             for health in *endpoints {
                 view.field("Endpoint", quote(health.endpoint.as_bytes()));

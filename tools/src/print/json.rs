@@ -51,6 +51,20 @@ pub(super) fn render(answer: &Answer<'_>, hex: bool) -> String {
             header_set(o, &answer.header);
             array_set(o, "members", &answer.members, member);
         }),
+        Answer::MemberAdd(answer) => object(out, |o| {
+            header_set(o, &answer.header);
+            if let Some(added) = &answer.member {
+                member(o.name("member"), added);
+            }
+            array_set(o, "members", &answer.members, member);
+        }),
+        Answer::MemberRemove(_, pb::MemberRemoveResponse { header, members })
+        | Answer::MemberUpdate(_, pb::MemberUpdateResponse { header, members })
+        | Answer::MemberPromote(_, pb::MemberPromoteResponse { header, members }) => object(out, |o| {
+            header_set(o, header);
+            array_set(o, "members", members, member);
+        }),
+        Answer::MoveLeader(_, _, answer) => object(out, |o| header_set(o, &answer.header)),
         Answer::Health(endpoints) => array(out, *endpoints, health),
         Answer::Status(endpoints) => array(out, *endpoints, |out, (endpoint, answer)| {
             object(out, |o| {

@@ -67,11 +67,31 @@ pub(crate) enum Answer<'a> {
         answer: &'a pb::DowngradeResponse,
     },
     MemberList(&'a pb::MemberListResponse),
+    MemberAdd(&'a pb::MemberAddResponse),
+    /// The member's id comes from the command line; in the next two as well.
+    MemberRemove(u64, &'a pb::MemberRemoveResponse),
+    MemberUpdate(u64, &'a pb::MemberUpdateResponse),
+    MemberPromote(u64, &'a pb::MemberPromoteResponse),
+    /// From whom, to whom.
+    MoveLeader(u64, u64, &'a pb::MoveLeaderResponse),
     Health(&'a [Health]),
     /// Each with the endpoint as it was given.
     Status(&'a [(String, pb::StatusResponse)]),
     /// Each with the endpoint as it was given.
     HashKv(&'a [(String, pb::HashKvResponse)]),
+}
+
+impl Answer<'_> {
+    fn changes_members(&self) -> bool {
+        matches!(
+            self,
+            Answer::MemberAdd(_)
+                | Answer::MemberRemove(..)
+                | Answer::MemberUpdate(..)
+                | Answer::MemberPromote(..)
+                | Answer::MoveLeader(..)
+        )
+    }
 }
 
 /// Writes answers in one format.
@@ -114,6 +134,9 @@ impl Printer {
             }
             Format::Simple => simple::render(answer, self.hex, self.value_only),
             Format::Json => json::render(answer, self.hex).into_bytes(),
+            Format::Fields if answer.changes_members() => {
+                return Err(Failure::bad_feature("fields not supported as output format"));
+            }
             Format::Fields => fields::render(answer, self.hex).into_bytes(),
             Format::Table => {
                 let unsupported = || Failure::bad_feature("table not supported as output format");
@@ -152,6 +175,11 @@ fn protobuf(answer: &Answer<'_>) -> Option<Vec<u8>> {
         Answer::Alarm(answer) => answer.encode_to_vec(),
         Answer::Downgrade { answer, .. } => answer.encode_to_vec(),
         Answer::MemberList(answer) => answer.encode_to_vec(),
+        Answer::MemberAdd(answer) => answer.encode_to_vec(),
+        Answer::MemberRemove(_, answer) => answer.encode_to_vec(),
+        Answer::MemberUpdate(_, answer) => answer.encode_to_vec(),
+        Answer::MemberPromote(_, answer) => answer.encode_to_vec(),
+        Answer::MoveLeader(_, _, answer) => answer.encode_to_vec(),
         Answer::Revoke(..) | Answer::Health(_) | Answer::Status(_) | Answer::HashKv(_) => return None,
     })
 }

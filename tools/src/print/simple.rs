@@ -46,6 +46,23 @@ pub(super) fn render(answer: &Answer<'_>, hex: bool, value_only: bool) -> Vec<u8
             line!(out, "Downgrade {action} success, cluster version {}", answer.version);
         }
         Answer::MemberList(answer) => rows(out, &table::member_list(answer).1),
+        Answer::MemberAdd(answer) => {
+            let member = answer.member.clone().unwrap_or_default();
+            let how = if member.is_learner { " as learner " } else { " " };
+            line!(out, "Member {:16x} added{how}to cluster {:16x}", member.id, cluster(&answer.header));
+        }
+        Answer::MemberRemove(id, answer) => {
+            line!(out, "Member {id:16x} removed from cluster {:16x}", cluster(&answer.header));
+        }
+        Answer::MemberUpdate(id, answer) => {
+            line!(out, "Member {id:16x} updated in cluster {:16x}", cluster(&answer.header));
+        }
+        Answer::MemberPromote(id, answer) => {
+            line!(out, "Member {id:16x} promoted in cluster {:16x}", cluster(&answer.header));
+        }
+        Answer::MoveLeader(from, to, _) => {
+            line!(out, "Leadership transferred from {from:x} to {to:x}");
+        }
         Answer::Health(endpoints) => {
             for health in endpoints.iter().filter(|health| health.healthy()) {
                 let (endpoint, took) = (&health.endpoint, &health.took);
@@ -67,6 +84,10 @@ fn alarm(out: &mut Vec<u8>, found: &pb::AlarmMember) {
         let _ = write!(out, "alarm:{} ", alarm_type(found.alarm));
     }
     out.push(b'\n');
+}
+
+fn cluster(header: &Option<pb::ResponseHeader>) -> u64 {
+    header.unwrap_or_default().cluster_id
 }
 
 fn rows(out: &mut Vec<u8>, rows: &[Vec<String>]) {

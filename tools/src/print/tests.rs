@@ -356,3 +356,47 @@ fn alarms_in_every_format() {
     assert_eq!(printed("simple", false, Answer::Alarm(&none)), "");
     assert_eq!(printed("json", false, Answer::Alarm(&none)), "{}\n");
 }
+
+/// As 3.7 prints them, which 3.4 does not in every case.
+#[test]
+fn changes_of_members() {
+    let new = pb::Member { id: 0xab, peer_ur_ls: vec!["http://a:1".into()], ..pb::Member::default() };
+    let learner = pb::Member { is_learner: true, ..new.clone() };
+    let added =
+        pb::MemberAddResponse { header: header(0), member: Some(learner.clone()), members: vec![learner] };
+    let voter = pb::MemberAddResponse { member: Some(new.clone()), ..added.clone() };
+    let removed = pb::MemberRemoveResponse { header: header(0), members: vec![new.clone()] };
+    let updated = pb::MemberUpdateResponse { header: header(0), members: vec![new.clone()] };
+    let promoted = pb::MemberPromoteResponse { header: header(0), members: vec![new] };
+    let moved = pb::MoveLeaderResponse { header: None };
+    let cases = [
+        (Answer::MemberAdd(&added), "Member               ab added as learner to cluster cdf818194e3a8c32\n"),
+        (Answer::MemberAdd(&voter), "Member               ab added to cluster cdf818194e3a8c32\n"),
+        (
+            Answer::MemberRemove(0xab, &removed),
+            "Member               ab removed from cluster cdf818194e3a8c32\n",
+        ),
+        (
+            Answer::MemberUpdate(0xab, &updated),
+            "Member               ab updated in cluster cdf818194e3a8c32\n",
+        ),
+        (
+            Answer::MemberPromote(0xab, &promoted),
+            "Member               ab promoted in cluster cdf818194e3a8c32\n",
+        ),
+        (Answer::MoveLeader(0x1a, 0xab, &moved), "Leadership transferred from 1a to ab\n"),
+    ];
+    for (answer, text) in cases {
+        assert_eq!(Printer::new("simple", false).unwrap().render(&answer).unwrap(), text.as_bytes());
+        for format in ["fields", "table"] {
+            let refused = Printer::new(format, false).unwrap().render(&answer);
+            let expected = Failure::bad_feature(format!("{format} not supported as output format"));
+            assert_eq!(refused, Err(expected), "{text}");
+        }
+    }
+    assert_eq!(
+        printed("json", false, Answer::MemberRemove(0xab, &removed)),
+        "{\"header\":{\"cluster_id\":14841639068965178418,\"member_id\":10276657743932975437,\"raft_term\":2},\
+         \"members\":[{\"ID\":171,\"peerURLs\":[\"http://a:1\"]}]}\n"
+    );
+}

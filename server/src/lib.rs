@@ -2,7 +2,7 @@
 //!
 //! `core` owns raft, the log and the writer of the store, and is driven by one task; `apply` turns committed
 //! entries into changes; `service` holds the request handlers, free of any transport; `rpc` is gRPC on h2;
-//! `watch` delivers changes; `config` reads flags. Only this crate knows tokio.
+//! `watch` delivers changes; `corruption` compares members; `config` reads flags. Only this crate knows tokio.
 #![forbid(unsafe_code)]
 
 pub mod apply;
@@ -12,6 +12,7 @@ mod bootstrap;
 #[allow(missing_docs)]
 pub mod config;
 pub mod core;
+pub mod corruption;
 pub mod discovery;
 pub mod lease;
 pub mod logging;

@@ -27,6 +27,7 @@ use crate::bootstrap;
 use crate::config::discovery::Discovery;
 use crate::config::{self, Config, Note, Refusal, Setting};
 use crate::core::{self, Core, Ended, Handle, Join, Peer};
+use crate::corruption;
 use crate::discovery::{self, JoinError};
 use crate::outlet::carry_out;
 use crate::peer::{self, Remote, Transport};
@@ -228,6 +229,15 @@ async fn member(mut config: Config, disk: Arc<dyn Disk>, first_start: bool) -> R
         "applied-index" = facts.applied;
         "opened the data directory"
     );
+    if !first_start && config.initial_corrupt_check {
+        tokio::select! {
+            checked = corruption::check_at_start(&handle) => checked?,
+            name = &mut signalled => {
+                log::info!(signal = name; "received signal; shutting down");
+                return Ok(());
+            }
+        }
+    }
     let options = peer::Options {
         member_id: facts.member_id,
         cluster_id: facts.cluster_id,
@@ -297,6 +307,7 @@ async fn with_peers(
         let _ = core_ends.await;
     });
     let mut core_task = tokio::task::spawn_local(running);
+    tokio::task::spawn_local(corruption::watch(handle.clone(), config.checks));
     let why = tokio::select! {
         outcome = &mut core_task => return core_outcome(outcome),
         _ready = handle.ready() => None,

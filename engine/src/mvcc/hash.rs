@@ -110,6 +110,12 @@ impl<'a> View<'a> {
         Ok((self.hash_between(compacted, revision, false)?, compacted, revision))
     }
 
+    /// Revisions of the compactions whose hashes are kept, newest first: [`View::hash_kv`] answers with these.
+    pub fn hashed_compactions(&self) -> Vec<i64> {
+        let kept = self.state.hashes.iter().rev().map(|kept| kept.revision);
+        kept.filter(|revision| *revision > 0).collect()
+    }
+
     /// What a compaction to `revision` keeps for [`View::hash_kv`], of a view in which nothing that it supersedes has been
     /// removed and everything that the one to `before` does.
     pub(crate) fn hash_of_compaction(

@@ -27,6 +27,7 @@ use table::{Kind, ROWS, Support};
 use url::Url;
 
 use crate::core::Retention;
+use crate::corruption::Checks;
 use crate::logging;
 
 /// etcd's version that this server is equal to.
@@ -137,6 +138,10 @@ pub struct Config {
     pub quota_backend_bytes: i64,
     /// How much of the history is kept.
     pub retention: Retention,
+    /// What a leader compares the members by.
+    pub checks: Checks,
+    /// Gate InitialCorruptCheck: a member that starts compares itself with the others.
+    pub initial_corrupt_check: bool,
     /// HTTP/2 streams per connection; `u32::MAX` for no limit.
     pub max_concurrent_streams: u32,
     /// Keepalive pings to clients: time between them, time to answer.
@@ -226,6 +231,8 @@ impl Config {
             max_txn_ops: uint(&given, "max-txn-ops")?,
             quota_backend_bytes: value::int_of(given.text("quota-backend-bytes")).unwrap_or_default(),
             retention: retention(&given)?,
+            checks: checks(&given)?,
+            initial_corrupt_check: given.gate("InitialCorruptCheck"),
             max_concurrent_streams: uint(&given, "max-concurrent-streams")?,
             grpc_keepalive: keepalive(&given),
             watch_progress_interval: match duration(&given, "watch-progress-notify-interval") {
@@ -349,6 +356,16 @@ fn uint_or(given: &Given, name: &str, default: u64) -> Result<u64, String> {
 /// Only for flags of that type, which were checked when they were read.
 fn duration(given: &Given, name: &str) -> Duration {
     value::duration_of(given.text(name)).unwrap_or_default()
+}
+
+fn checks(given: &Given) -> Result<Checks, String> {
+    let name = "compact-hash-check-time";
+    let compactions = duration(given, name);
+    if compactions.is_zero() {
+        return Err(format!("--{name} must be >0 (set to {})", given.text(name)));
+    }
+    let compactions = if given.gate("CompactHashCheck") { compactions } else { Duration::ZERO };
+    Ok(Checks { periodic: duration(given, "corrupt-check-time"), compactions })
 }
 
 fn memory_budget(given: &Given) -> Result<Option<usize>, String> {

@@ -180,6 +180,13 @@ impl Given {
         self.check_feature_gates()
     }
 
+    /// Whether a feature gate is open; of several settings the last one counts.
+    pub(super) fn gate(&self, name: &str) -> bool {
+        let mut settings = self.text("feature-gates").rsplit(',').filter_map(|gate| gate.split_once('='));
+        let of_it = settings.find(|(gate, _)| gate.trim() == name);
+        of_it.is_some_and(|(_, value)| value::bool_of(value.trim()) == Some(true))
+    }
+
     fn check_feature_gates(&self) -> Result<(), Refusal> {
         for gate in self.text("feature-gates").split(',').map(str::trim).filter(|gate| !gate.is_empty()) {
             let Some((name, text)) = gate.split_once('=') else {
@@ -193,7 +200,7 @@ impl Given {
             let Some(value) = value::bool_of(text) else {
                 return Err(Refusal::config(format!("--feature-gates: invalid value of {name}={text}")));
             };
-            if Some(value) != value::bool_of(row.default) {
+            if row.support != Support::Works && Some(value) != value::bool_of(row.default) {
                 return Err(Refusal::config(format!(
                     "--feature-gates: {name}={value} is not supported yet by this version of Trilith: only the \
                      default {} is accepted",

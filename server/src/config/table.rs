@@ -58,6 +58,8 @@ const WORKS: &[&str] = &[
     "advertise-client-urls",
     "auto-compaction-mode",
     "auto-compaction-retention",
+    "compact-hash-check-time",
+    "corrupt-check-time",
     "data-dir",
     "discovery-dial-timeout",
     "discovery-endpoints",
@@ -105,6 +107,9 @@ const WORKS: &[&str] = &[
     "warning-apply-duration",
     "watch-progress-notify-interval",
 ];
+
+/// Feature gates that do what they say.
+pub(super) const GATES: &[&str] = &["CompactHashCheck", "InitialCorruptCheck"];
 
 /// Flags whose values tune what is built differently here.
 const NO_EFFECT: &[&str] = &[
@@ -191,7 +196,7 @@ fn row(line: &'static str) -> Row {
         Support::Removed
     } else if status == "accepted-and-ignored" {
         Support::Ignored
-    } else if WORKS.contains(&name) {
+    } else if WORKS.contains(&name) || GATES.contains(&name) {
         Support::Works
     } else if NO_EFFECT.contains(&name) {
         Support::NoEffect
@@ -233,9 +238,14 @@ pub(super) fn help() -> String {
             text.push('\n');
         }
     }
-    text += "\nFeature gates (--feature-gates=Name=true|false,...), at their defaults only for now:\n";
+    text += "\nFeature gates (--feature-gates=Name=true|false,...):\n";
     for row in ROWS.iter().filter(|row| row.kind == Kind::FeatureGate) {
-        text += &format!("  {}={}\n", row.name, row.default);
+        let only = if row.support == Support::Works {
+            ""
+        } else {
+            "; not supported yet: only the default is accepted"
+        };
+        text += &format!("  {}={}{only}\n", row.name, row.default);
     }
     text
 }

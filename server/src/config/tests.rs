@@ -103,16 +103,39 @@ fn every_variable_sets_its_flag_and_shadowing_is_fatal() {
 }
 
 #[test]
-fn every_feature_gate_is_taken_at_its_default_only() {
+fn every_feature_gate_is_taken_at_its_default_and_some_at_the_other_value() {
     let gates: Vec<_> = ROWS.iter().filter(|row| row.kind == Kind::FeatureGate).collect();
     assert_eq!(gates.len(), 11);
     for gate in gates {
         read(&["--feature-gates", &format!("{}={}", gate.name, gate.default)], &[]).unwrap();
         let other = gate.default != "true";
+        if gate.support == Support::Works {
+            read(&["--feature-gates", &format!("{}={other}", gate.name)], &[]).unwrap();
+            continue;
+        }
         let error = config_error(&["--feature-gates", &format!("{}={other}", gate.name)]);
         assert!(error.contains(gate.name) && error.contains("not supported yet"), "{error}");
     }
     assert!(config_error(&["--feature-gates=Nope=true"]).contains("unrecognized feature gate: Nope"));
+}
+
+#[test]
+fn the_checks_between_members() {
+    let none = Checks { periodic: Duration::ZERO, compactions: Duration::ZERO };
+    let checks = |args: &[&str]| {
+        let config = read(args, &[]).unwrap();
+        (config.checks, config.initial_corrupt_check)
+    };
+    assert_eq!(checks(&[]), (none, false));
+    assert_eq!(checks(&["--compact-hash-check-time=3s"]), (none, false), "the gate is closed");
+    let open = "--feature-gates= InitialCorruptCheck=true, CompactHashCheck=true";
+    let (minute, second) = (Duration::from_secs(60), Duration::from_secs(1));
+    let both = Checks { periodic: second, compactions: minute };
+    assert_eq!(checks(&[open, "--corrupt-check-time=1s"]), (both, true));
+    let closed = "--feature-gates=CompactHashCheck=true,CompactHashCheck=false";
+    assert_eq!(checks(&[closed]), (none, false));
+    let error = config_error(&["--compact-hash-check-time=0s"]);
+    assert_eq!(error, "--compact-hash-check-time must be >0 (set to 0s)");
 }
 
 #[test]

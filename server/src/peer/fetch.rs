@@ -34,6 +34,51 @@ pub struct Versions {
     pub storage: String,
 }
 
+/// What a member says of its keys and values at /members/hashkv. Zeros may be left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct HashKv {
+    /// Where the member stands.
+    pub header: HashHeader,
+    /// Over what it holds at the revision that was asked for.
+    pub hash: u32,
+    /// The compaction that the hash takes into account.
+    pub compact_revision: i64,
+}
+
+/// Of [`HashKv`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct HashHeader {
+    /// The member's newest one.
+    pub revision: i64,
+}
+
+/// X8, X9: a hash of what a member holds at a revision, from the first of its URLs that tells. Each URL gets the whole time.
+///
+/// # Errors
+/// That of the last URL; one that refuses is final.
+pub async fn fetch_hash_kv(
+    urls: &[String],
+    cluster_id: u64,
+    revision: i64,
+    limit: Duration,
+) -> Result<HashKv, PeerError> {
+    let mut last = PeerError::NoUrls;
+    for url in urls {
+        let request = get("/members/hashkv")
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(CLUSTER_ID, format!("{cluster_id:x}"));
+        let body = format!("{{\"revision\":{revision}}}");
+        match call(url, request, body.into(), limit, SMALL).await {
+            Ok((_, answer)) => return json(url, &answer),
+            Err(error @ PeerError::Refused { .. }) => return Err(error),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
 /// J1: the cluster's id and its members, from the first of the URLs that knows both. Each URL gets the whole time.
 ///
 /// # Errors

@@ -45,7 +45,9 @@ use crate::apply::members::Member;
 use crate::core::{Overflow, PeerEvent};
 use crate::status::Status;
 
-pub use fetch::{Versions, fetch_downgrade_enabled, fetch_members, fetch_version};
+pub use fetch::{
+    HashHeader, HashKv, Versions, fetch_downgrade_enabled, fetch_hash_kv, fetch_members, fetch_version,
+};
 pub use port::Listener;
 pub use transport::Transport;
 

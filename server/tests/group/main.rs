@@ -1,6 +1,7 @@
 //! Clusters as processes, from outside: bootstrap, failures, changes of the members.
 #![allow(clippy::unwrap_used)]
 
+mod corruption;
 mod places;
 mod reconfigure;
 #[path = "../support/mod.rs"]

@@ -3,7 +3,8 @@
 //! The record of a lease stands in the store, and the keys attached to it are the store's business; the lessor
 //! keeps what the store does not: the moment of expiry. Only the leader lets leases expire; everyone else holds
 //! them as endless until it is promoted (reference L4, L5). It proposes nothing itself: it names the leases that
-//! are due, and its owner revokes them through the log.
+//! are due, and its owner revokes them through the log. So it does with checkpoints (L12): of leases that run for long it
+//! names now and then what is left, and a new leader begins there.
 //!
 //! Times are durations since an arbitrary start that the owner keeps to.
 
@@ -20,6 +21,10 @@ pub const TTL_MAX_SECONDS: i64 = 9_000_000_000;
 pub const SCAN_INTERVAL: Duration = Duration::from_millis(500);
 /// Leases that one scan names at most.
 const SCAN_MAX: usize = 500;
+/// How long a lease runs from one checkpoint to the next.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
+/// Leases that one entry of the log checkpoints at most.
+const CHECKPOINT_MAX: usize = 1000;
 /// After a promotion no more than this many leases end in any one second.
 const EXPIRIES_PER_SECOND: usize = 750;
 /// From this many leases on a promotion spreads their ends.
@@ -32,6 +37,8 @@ struct Lease {
     remaining_ttl: i64,
     /// None: never, as long as this member is not the leader.
     expiry: Option<Duration>,
+    /// When what is left is to be noted again.
+    checkpoint_at: Option<Duration>,
 }
 
 /// What a renewal comes to.
@@ -56,6 +63,8 @@ pub struct Lessor {
     waiting: HashMap<i64, Vec<oneshot::Sender<()>>>,
     min_ttl: i64,
     is_primary: bool,
+    /// None: no checkpoints.
+    checkpoints: Option<BTreeSet<(Duration, i64)>>,
 }
 
 impl Lessor {
@@ -68,12 +77,19 @@ impl Lessor {
             waiting: HashMap::new(),
             min_ttl,
             is_primary: false,
+            checkpoints: None,
         }
+    }
+
+    /// The same, with checkpoints of leases.
+    pub fn with_checkpoints(min_ttl: i64) -> Lessor {
+        Lessor { checkpoints: Some(BTreeSet::new()), ..Lessor::new(min_ttl) }
     }
 
     /// Takes in a lease that the store holds.
     pub fn restore(&mut self, id: i64, ttl: i64, remaining_ttl: i64) {
-        self.leases.insert(id, Lease { ttl: ttl.max(self.min_ttl), remaining_ttl, expiry: None });
+        let ttl = ttl.max(self.min_ttl);
+        self.leases.insert(id, Lease { ttl, remaining_ttl, expiry: None, checkpoint_at: None });
     }
 
     /// Forgets all leases: another store takes the place of theirs.
@@ -95,15 +111,19 @@ impl Lessor {
         }
         let ttl = ttl.max(self.min_ttl);
         let expiry = self.is_primary.then(|| now + seconds(ttl));
-        self.leases.insert(id, Lease { ttl, remaining_ttl: 0, expiry });
+        self.leases.insert(id, Lease { ttl, remaining_ttl: 0, expiry, checkpoint_at: None });
         self.expiries.extend(expiry.map(|at| (at, id)));
+        self.plan_checkpoint(id, now + CHECKPOINT_INTERVAL);
         Ok(ttl)
     }
 
     /// Forgets a revoked lease and tells those who wait for that.
     pub fn revoke(&mut self, id: i64) {
-        if let Some(Lease { expiry: Some(at), .. }) = self.leases.remove(&id) {
+        if let Some(Lease { expiry: Some(at), checkpoint_at, .. }) = self.leases.remove(&id) {
             self.expiries.remove(&(at, id));
+            if let (Some(at), Some(checkpoints)) = (checkpoint_at, &mut self.checkpoints) {
+                checkpoints.remove(&(at, id));
+            }
         }
         for waiter in self.waiting.remove(&id).into_iter().flatten() {
             // Whoever has gone away meanwhile does not mind.
@@ -111,15 +131,51 @@ impl Lessor {
         }
     }
 
-    /// Sets the remaining TTL of a lease, in seconds.
+    /// Sets the seconds that a new leader gives a lease; 0 for the whole TTL. When it ends here stays as it is.
     pub fn checkpoint(&mut self, id: i64, remaining_ttl: i64, now: Duration) {
         let Some(lease) = self.leases.get_mut(&id) else { return };
         lease.remaining_ttl = remaining_ttl;
-        if let Some(old) = lease.expiry {
-            let at = now + seconds(lease.left());
-            lease.expiry = Some(at);
-            self.expiries.remove(&(old, id));
-            self.expiries.insert((at, id));
+        // One that was renewed while the checkpoint was under way must not lose the time that its client was told of.
+        let outdated = remaining_ttl > 0 && lease.expiry.is_some_and(|at| at > now + seconds(remaining_ttl));
+        self.plan_checkpoint(id, if outdated { now } else { now + CHECKPOINT_INTERVAL });
+    }
+
+    /// Whether a renewal has to go through the log first, as a checkpoint that gives the lease its whole TTL: else a new
+    /// leader would give it less than its client was told.
+    pub fn is_checkpointed(&self, id: i64) -> bool {
+        self.is_primary && self.leases.get(&id).is_some_and(|lease| lease.remaining_ttl > 0)
+    }
+
+    /// Leases with the seconds that are left, as many as one entry of the log takes: those that are due.
+    pub fn due_checkpoints(&mut self, now: Duration) -> Vec<(i64, i64)> {
+        let mut due = Vec::new();
+        while due.len() < CHECKPOINT_MAX
+            && let Some(times) = &mut self.checkpoints
+            && times.first().is_some_and(|(at, _)| *at <= now)
+            && let Some((_, id)) = times.pop_first()
+        {
+            let Some(lease) = self.leases.get_mut(&id) else { continue };
+            lease.checkpoint_at = None;
+            let left = lease.expiry.unwrap_or_default().saturating_sub(now);
+            let seconds = left.as_secs() as i64 + i64::from(left.subsec_nanos() > 0);
+            if seconds > 0 && (seconds < lease.ttl || lease.remaining_ttl > 0) {
+                due.push((id, seconds));
+            }
+            // Also should this one be lost on its way.
+            self.plan_checkpoint(id, now + CHECKPOINT_INTERVAL);
+        }
+        due
+    }
+
+    /// Plans a checkpoint for a lease that runs long enough.
+    fn plan_checkpoint(&mut self, id: i64, at: Duration) {
+        let (Some(times), Some(lease)) = (&mut self.checkpoints, self.leases.get_mut(&id)) else { return };
+        if let Some(before) = lease.checkpoint_at.take() {
+            times.remove(&(before, id));
+        }
+        if self.is_primary && seconds(lease.left()) > CHECKPOINT_INTERVAL {
+            lease.checkpoint_at = Some(at);
+            times.insert((at, id));
         }
     }
 
@@ -142,9 +198,13 @@ impl Lessor {
         }
         let at = now + seconds(lease.ttl);
         (lease.expiry, lease.remaining_ttl) = (Some(at), 0);
+        let (ttl, planned) = (lease.ttl, lease.checkpoint_at.is_some());
         self.expiries.remove(&(old, id));
         self.expiries.insert((at, id));
-        Ok(Renewal::Renewed(lease.ttl))
+        if !planned {
+            self.plan_checkpoint(id, now + CHECKPOINT_INTERVAL);
+        }
+        Ok(Renewal::Renewed(ttl))
     }
 
     /// Granted and remaining TTL in seconds, the latter cut to whole seconds (L8).
@@ -182,6 +242,7 @@ impl Lessor {
             if let Some(lease) = self.leases.get_mut(id) {
                 lease.expiry = Some(*at);
             }
+            self.plan_checkpoint(*id, now + CHECKPOINT_INTERVAL);
         }
         self.expiries = ends.into_iter().collect();
     }
@@ -192,8 +253,9 @@ impl Lessor {
         self.expiries.clear();
         self.due.clear();
         self.waiting.clear();
+        self.checkpoints.iter_mut().for_each(BTreeSet::clear);
         for lease in self.leases.values_mut() {
-            lease.expiry = None;
+            (lease.expiry, lease.checkpoint_at) = (None, None);
         }
     }
 
@@ -350,6 +412,67 @@ mod tests {
         lessor.renew(1, at(9.0)).unwrap();
         assert_eq!(lessor.ids(), [1, 2, 3]);
         lessor.checkpoint(3, 5, at(9.0));
+        assert_eq!(lessor.ids(), [1, 2, 3], "a checkpoint is for the next leader");
+        lessor.demote();
         assert_eq!(lessor.ids(), [3, 1, 2]);
+    }
+
+    #[test]
+    fn l12_checkpoints_name_what_is_left() {
+        let mut lessor = Lessor::with_checkpoints(2);
+        lessor.grant(9, 3600, at(0.0)).unwrap();
+        assert!(lessor.due_checkpoints(at(1e6)).is_empty(), "who does not lead names none");
+        lessor.revoke(9);
+        lessor.promote(Duration::ZERO, Duration::ZERO);
+        lessor.grant(1, 900, at(0.0)).unwrap();
+        lessor.grant(2, 300, at(0.0)).unwrap();
+        lessor.grant(3, 900, at(0.0)).unwrap();
+        lessor.revoke(3);
+        assert!(lessor.due_checkpoints(at(299.0)).is_empty());
+        assert_eq!(lessor.due_checkpoints(at(300.5)), [(1, 600)]);
+        assert!(lessor.due_checkpoints(at(300.5)).is_empty());
+        assert!(!lessor.is_checkpointed(1));
+        lessor.checkpoint(1, 600, at(301.0));
+        assert!(lessor.is_checkpointed(1));
+        assert_eq!(lessor.ttl(1, at(301.0)), Some((900, 599)), "it ends when it would have ended");
+        assert_eq!(lessor.due_checkpoints(at(601.0)), [(1, 299)]);
+        lessor.checkpoint(1, 299, at(601.0));
+        assert!(lessor.due_checkpoints(at(899.0)).is_empty(), "what is left is not long");
+        lessor.demote();
+        lessor.promote(at(1000.0), Duration::ZERO);
+        assert_eq!(lessor.ttl(1, at(1000.0)), Some((900, 299)));
+    }
+
+    #[test]
+    fn l12_a_renewal_beats_a_checkpoint_that_is_under_way() {
+        let mut lessor = Lessor::with_checkpoints(2);
+        lessor.promote(Duration::ZERO, Duration::ZERO);
+        lessor.grant(1, 900, at(0.0)).unwrap();
+        assert_eq!(lessor.due_checkpoints(at(300.0)), [(1, 600)]);
+        lessor.renew(1, at(301.0)).unwrap();
+        lessor.checkpoint(1, 600, at(302.0));
+        assert_eq!(lessor.due_checkpoints(at(302.0)), [(1, 899)], "at once");
+        lessor.checkpoint(1, 899, at(302.0));
+        // What a renewal does first, and then itself.
+        lessor.checkpoint(1, 0, at(303.0));
+        assert!(!lessor.is_checkpointed(1));
+        lessor.renew(1, at(303.0)).unwrap();
+        assert!(lessor.due_checkpoints(at(602.0)).is_empty());
+        assert_eq!(lessor.due_checkpoints(at(603.0)), [(1, 600)]);
+        // Without checkpoints none is named.
+        let mut lessor = primary();
+        lessor.grant(1, 900, at(0.0)).unwrap();
+        assert!(lessor.due_checkpoints(at(1e6)).is_empty());
+    }
+
+    #[test]
+    fn l12_an_entry_is_bounded() {
+        let mut lessor = Lessor::with_checkpoints(2);
+        lessor.promote(Duration::ZERO, Duration::ZERO);
+        for id in 1..=1500 {
+            lessor.grant(id, 900, Duration::ZERO).unwrap();
+        }
+        assert_eq!(lessor.due_checkpoints(at(300.0)).len(), 1000);
+        assert_eq!(lessor.due_checkpoints(at(300.0)).len(), 500);
     }
 }

@@ -382,6 +382,8 @@ fn core_config(config: &Config, disk: Arc<dyn Disk>) -> core::Config {
         max_txn_ops: config.max_txn_ops,
         quota: Quota::new(config.quota_backend_bytes),
         retention: config.retention,
+        lease_checkpoints: config.lease_checkpoints,
+        lease_checkpoint_persist: config.lease_checkpoint_persist,
         memory_budget: config.memory_budget.unwrap_or_else(|| memory::default_budget() as usize),
         seed: RandomState::new().hash_one(std::process::id()),
         unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),

@@ -267,6 +267,30 @@ fn leases_are_the_leaders() {
     assert_eq!(read(&mut sim, leader, "leased").unwrap(), None, "it has expired in the end");
 }
 
+/// L12.
+#[test]
+fn a_new_leader_knows_how_long_leases_have_run() {
+    let mut sim = Sim::new(3, 35);
+    let leader = sim.elect();
+    for id in [7, 8] {
+        grant(&mut sim, leader, id, 1000);
+    }
+    sim.pass(310 * SECOND);
+    sim.cut = vec![leader];
+    let next = sim.elect();
+    let left = time_to_live(&mut sim, next, 7).ttl;
+    assert!((690..=701).contains(&left), "{left}");
+    let follower = other(&sim, &[leader, next]);
+    assert_eq!(keep_alive(&mut sim, follower, 7), Ok(1000));
+    sim.cut.clear();
+    sim.agree();
+    sim.cut = vec![next];
+    let last = sim.elect();
+    let left = [7, 8].map(|id| time_to_live(&mut sim, last, id).ttl);
+    assert!(left[0] > 990, "a renewal takes the checkpoint back: {left:?}");
+    assert!((680..=701).contains(&left[1]), "{left:?}");
+}
+
 /// X12, O5.
 #[test]
 fn leadership_is_handed_over() {

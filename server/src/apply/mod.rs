@@ -71,6 +71,8 @@ pub struct Context<'c> {
     pub alarms: &'c mut Alarms,
     /// How large the store may become.
     pub quota: Quota,
+    /// What is left of leases is stored in a cluster of any version.
+    pub keeps_checkpoints: bool,
     /// Collects what watchers will see.
     pub changes: &'c mut Vec<Change>,
 }
@@ -91,6 +93,9 @@ impl Context<'_> {
         Some(pb::ResponseHeader { revision: store.view().revision(), ..self.header })
     }
 }
+
+/// The version of clusters whose members all store what is left of leases.
+const CHECKPOINTS_STORED: (u32, u32, u32) = (3, 6, 0);
 
 /// Applies a request to the writer's state.
 pub fn apply(store: &mut Store, command: Command, cx: &mut Context<'_>) -> Result<Applied, ApplyError> {
@@ -238,16 +243,22 @@ fn revoke(store: &mut Store, id: i64, cx: &mut Context<'_>) -> Result<Answer, Ap
     Ok(Ok(Reply::of(&pb::LeaseRevokeResponse { header: cx.header(store) })))
 }
 
-/// L12: the records of leases that are still there get their remaining TTL.
+/// L12: leases that are still there get their remaining TTL; in their records too, unless the cluster has members that
+/// do not do so.
 fn checkpoint_leases(
     store: &mut Store,
     request: &pb::LeaseCheckpointRequest,
     cx: &Context<'_>,
 ) -> Result<Answer, ApplyError> {
+    let version = members::cluster_version(store.view())?;
+    let version = version.as_deref().and_then(members::parse_version);
+    let stored = cx.keeps_checkpoints || version >= Some(CHECKPOINTS_STORED);
     for checkpoint in &request.checkpoints {
         let Some(mut lease) = get_lease(store, checkpoint.id)? else { continue };
-        lease.remaining_ttl = checkpoint.remaining_ttl;
-        put_lease(store, &lease)?;
+        if stored {
+            lease.remaining_ttl = checkpoint.remaining_ttl;
+            put_lease(store, &lease)?;
+        }
         lock(cx.lessor).checkpoint(checkpoint.id, checkpoint.remaining_ttl, cx.now);
     }
     Ok(Ok(Reply::of(&pb::LeaseCheckpointResponse { header: cx.header(store) })))

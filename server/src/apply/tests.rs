@@ -49,6 +49,7 @@ impl Bench {
             lessor: &self.lessor,
             alarms: &mut self.alarms,
             quota: self.quota,
+            keeps_checkpoints: false,
             changes: &mut self.changes,
         };
         match apply(&mut self.store, command, &mut cx).unwrap() {
@@ -107,10 +108,16 @@ fn lease_records_are_etcds() {
         pb::LeaseCheckpoint { id: 0x1234, remaining_ttl: 20 },
         pb::LeaseCheckpoint { id: 5, remaining_ttl: 1 },
     ];
-    bench.apply(Command::LeaseCheckpoint(pb::LeaseCheckpointRequest { checkpoints }), true).unwrap();
-    let mut restored = Lessor::new(2);
-    restore_leases(&bench.store, &mut restored).unwrap();
-    assert_eq!(restored.ttl(0x1234, Duration::ZERO), Some((60, 20)), "L12");
+    let checkpoint = Command::LeaseCheckpoint(pb::LeaseCheckpointRequest { checkpoints });
+    for (version, left) in [("3.5.0", 60), ("3.6.0", 20)] {
+        let request = membershippb::ClusterVersionSetRequest { ver: version.into() };
+        bench.apply(Command::ClusterVersionSet(request), true).unwrap();
+        bench.apply(checkpoint.clone(), true).unwrap();
+        let mut restored = Lessor::new(2);
+        restore_leases(&bench.store, &mut restored).unwrap();
+        assert_eq!(restored.ttl(0x1234, Duration::ZERO), Some((60, left)), "L12 {version}");
+        assert_eq!(bench.lessor.lock().unwrap().ttl(0x1234, Duration::ZERO), Some((60, 20)), "L12 {version}");
+    }
     bench.apply(Command::Put(pb::PutRequest { lease: 0x1234, ..put("a") }), true).unwrap();
     bench.apply(Command::LeaseRevoke(pb::LeaseRevokeRequest { id: 0x1234 }), true).unwrap();
     assert_eq!(tree(bench.store.view(), TreeId::Lease), []);
@@ -163,6 +170,7 @@ fn versions_and_conf_state_are_etcds() {
         lessor: &bench.lessor,
         alarms: &mut bench.alarms,
         quota: bench.quota,
+        keeps_checkpoints: false,
         changes: &mut bench.changes,
     };
     let error = apply(&mut bench.store, version("three"), &mut cx).unwrap_err().to_string();

@@ -142,6 +142,10 @@ pub struct Config {
     pub checks: Checks,
     /// Gate InitialCorruptCheck: a member that starts compares itself with the others.
     pub initial_corrupt_check: bool,
+    /// Gate LeaseCheckpoint: what is left of leases goes into the log.
+    pub lease_checkpoints: bool,
+    /// Gate LeaseCheckpointPersist: and into the store, in a cluster of any version.
+    pub lease_checkpoint_persist: bool,
     /// HTTP/2 streams per connection; `u32::MAX` for no limit.
     pub max_concurrent_streams: u32,
     /// Keepalive pings to clients: time between them, time to answer.
@@ -233,6 +237,8 @@ impl Config {
             retention: retention(&given)?,
             checks: checks(&given)?,
             initial_corrupt_check: given.gate("InitialCorruptCheck"),
+            lease_checkpoints: given.gate("LeaseCheckpoint"),
+            lease_checkpoint_persist: lease_checkpoint_persist(&given)?,
             max_concurrent_streams: uint(&given, "max-concurrent-streams")?,
             grpc_keepalive: keepalive(&given),
             watch_progress_interval: match duration(&given, "watch-progress-notify-interval") {
@@ -356,6 +362,17 @@ fn uint_or(given: &Given, name: &str, default: u64) -> Result<u64, String> {
 /// Only for flags of that type, which were checked when they were read.
 fn duration(given: &Given, name: &str) -> Duration {
     value::duration_of(given.text(name)).unwrap_or_default()
+}
+
+fn lease_checkpoint_persist(given: &Given) -> Result<bool, String> {
+    let persist = given.gate("LeaseCheckpointPersist");
+    if persist && !given.gate("LeaseCheckpoint") {
+        return Err(
+            "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint"
+                .to_owned(),
+        );
+    }
+    Ok(persist)
 }
 
 fn checks(given: &Given) -> Result<Checks, String> {

@@ -109,7 +109,8 @@ const WORKS: &[&str] = &[
 ];
 
 /// Feature gates that do what they say.
-pub(super) const GATES: &[&str] = &["CompactHashCheck", "InitialCorruptCheck"];
+pub(super) const GATES: &[&str] =
+    &["CompactHashCheck", "InitialCorruptCheck", "LeaseCheckpoint", "LeaseCheckpointPersist"];
 
 /// Flags whose values tune what is built differently here.
 const NO_EFFECT: &[&str] = &[

@@ -110,13 +110,27 @@ fn every_feature_gate_is_taken_at_its_default_and_some_at_the_other_value() {
         read(&["--feature-gates", &format!("{}={}", gate.name, gate.default)], &[]).unwrap();
         let other = gate.default != "true";
         if gate.support == Support::Works {
-            read(&["--feature-gates", &format!("{}={other}", gate.name)], &[]).unwrap();
+            let needed = if gate.name == "LeaseCheckpointPersist" { ",LeaseCheckpoint=true" } else { "" };
+            read(&["--feature-gates", &format!("{}={other}{needed}", gate.name)], &[]).unwrap();
             continue;
         }
         let error = config_error(&["--feature-gates", &format!("{}={other}", gate.name)]);
         assert!(error.contains(gate.name) && error.contains("not supported yet"), "{error}");
     }
     assert!(config_error(&["--feature-gates=Nope=true"]).contains("unrecognized feature gate: Nope"));
+}
+
+#[test]
+fn l12_the_gates_of_lease_checkpoints() {
+    let gates = |text: &str| {
+        let config = read(&["--feature-gates", text], &[]).unwrap();
+        (config.lease_checkpoints, config.lease_checkpoint_persist)
+    };
+    assert_eq!(gates(""), (false, false));
+    assert_eq!(gates("LeaseCheckpoint=true"), (true, false));
+    assert_eq!(gates("LeaseCheckpointPersist=true,LeaseCheckpoint=true"), (true, true));
+    let error = config_error(&["--feature-gates=LeaseCheckpointPersist=true"]);
+    assert!(error.ends_with("requires enabling feature gate LeaseCheckpoint"), "{error}");
 }
 
 #[test]

@@ -37,7 +37,10 @@ impl Core {
         adopt(&config, &path, &config.log_dir())?;
         let store = Store::open(store_options(&config, &path))?;
         let (node, store, identity) = open_node(&config, store)?;
-        let mut lessor = Lessor::new(config.min_lease_ttl());
+        let mut lessor = match config.lease_checkpoints {
+            true => Lessor::with_checkpoints(config.min_lease_ttl()),
+            false => Lessor::new(config.min_lease_ttl()),
+        };
         restore_leases(&store, &mut lessor)
             .map_err(|error| Fatal::Boot(format!("{}: {error}", path.display())))?;
         let shared = Shared::new(&config, identity.member_id, identity.cluster_id, store.reader(), lessor);

@@ -4,10 +4,12 @@
 //! whoever drives its core ([`LeaseAsked`]), and that one to the leader's peer port.
 
 use tokio::sync::oneshot;
-use trilith_proto::etcdserverpb::LeaseTimeToLiveResponse;
+use trilith_proto::etcdserverpb::{LeaseCheckpoint, LeaseCheckpointRequest, LeaseTimeToLiveResponse};
 
 use super::Core;
 use super::shared::Handle;
+use super::waiters::Waiter;
+use crate::apply::command::Command;
 use crate::lease::Renewal;
 use crate::status::{self, Status};
 
@@ -57,7 +59,27 @@ impl LeaseAsked {
     }
 }
 
+/// Entries with checkpoints that one look at the leases brings.
+const CHECKPOINT_ENTRIES_MAX: usize = 8;
+
 impl Core {
+    /// L12: as the leader, says in the log what is left of leases that run for long.
+    pub(super) fn checkpoint_leases(&mut self) {
+        for _ in 0..CHECKPOINT_ENTRIES_MAX {
+            if self.node.log_full() {
+                return;
+            }
+            let due = self.shared.lessor().due_checkpoints(self.now);
+            if due.is_empty() {
+                return;
+            }
+            let checkpoints =
+                due.into_iter().map(|(id, remaining_ttl)| LeaseCheckpoint { id, remaining_ttl });
+            let request = LeaseCheckpointRequest { checkpoints: checkpoints.collect() };
+            self.propose_own(Waiter::LeaseCheckpoint, &Command::LeaseCheckpoint(request));
+        }
+    }
+
     /// Calls go to another member that leads as soon as there is one.
     pub(super) fn hand_out_lease_calls(&mut self) {
         let leader = self.node.status().leader;
@@ -76,6 +98,11 @@ impl Handle {
     /// Renews a lease as the leader; its TTL, 0 when there is none (any more). L6, L7. NOT_PRIMARY when this member
     /// does not lead.
     pub async fn keep_alive_here(&self, lease: i64) -> Result<i64, Status> {
+        if self.is_checkpointed(lease) {
+            // Its remaining TTL goes first (L12).
+            let checkpoints = vec![LeaseCheckpoint { id: lease, remaining_ttl: 0 }];
+            self.propose(&Command::LeaseCheckpoint(LeaseCheckpointRequest { checkpoints })).await?;
+        }
         for last_try in [false, true] {
             let renewal = self.renew(lease)?;
             match renewal {

@@ -292,6 +292,7 @@ impl Core {
         if self.leadership.primary_term != 0 && self.now >= self.lease_scan_at {
             self.lease_scan_at = self.now + lease::SCAN_INTERVAL;
             self.shared.lessor().scan(self.now);
+            self.checkpoint_leases();
         }
     }
 
@@ -334,6 +335,8 @@ impl Core {
                     self.shared.lessor().revoke_failed(lease);
                 }
             }
+            // The next one comes anyway.
+            Waiter::LeaseCheckpoint => {}
         }
     }
 
@@ -466,6 +469,7 @@ impl Core {
             lessor: self.shared.lessor_cell(),
             alarms: &mut self.alarms,
             quota: self.config.quota,
+            keeps_checkpoints: self.config.lease_checkpoint_persist,
             changes: &mut self.changes,
         };
         let compacts = matches!(command, Command::Compaction(_));

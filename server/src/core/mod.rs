@@ -138,6 +138,10 @@ pub struct Config {
     pub quota: Quota,
     /// --auto-compaction-mode and --auto-compaction-retention.
     pub retention: Retention,
+    /// Gate LeaseCheckpoint.
+    pub lease_checkpoints: bool,
+    /// Gate LeaseCheckpointPersist: they are stored in a cluster of any version.
+    pub lease_checkpoint_persist: bool,
     /// Seeds what is random.
     pub seed: u64,
     /// Unix time of the start in milliseconds: request ids begin there.
@@ -181,6 +185,8 @@ impl Config {
             max_txn_ops: 128,
             quota: Quota::new(0),
             retention: Retention::All,
+            lease_checkpoints: false,
+            lease_checkpoint_persist: false,
             seed: 0,
             unix_ms: 0,
         }

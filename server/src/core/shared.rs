@@ -542,6 +542,10 @@ impl Handle {
         self.0.lessor().renew(lease, self.0.now())
     }
 
+    pub(super) fn is_checkpointed(&self, lease: i64) -> bool {
+        self.0.lessor().is_checkpointed(lease)
+    }
+
     /// Whether this member leads and has its lessor running.
     pub(super) fn is_primary(&self) -> bool {
         self.0.lessor().is_primary()

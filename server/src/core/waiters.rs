@@ -26,6 +26,8 @@ pub(super) enum Waiter {
     ClusterVersion,
     /// An expired lease is being revoked.
     Revoke(i64),
+    /// What is left of leases is on its way.
+    LeaseCheckpoint,
 }
 
 impl Waiter {
@@ -37,7 +39,8 @@ impl Waiter {
             | Waiter::AutoCompaction(_)
             | Waiter::Publish
             | Waiter::ClusterVersion
-            | Waiter::Revoke(_) => false,
+            | Waiter::Revoke(_)
+            | Waiter::LeaseCheckpoint => false,
         }
     }
 }

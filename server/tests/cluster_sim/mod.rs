@@ -79,6 +79,7 @@ pub fn small(number: u64, count: u64, seed: u64) -> Config {
         snapshot_count: 60,
         catchup_entries: 30,
         raft_tail_bytes: 2 << 10,
+        lease_checkpoints: true,
         seed: seed ^ number << 32,
         ..Config::new("data".into(), Arc::new(SimDisk::new()) as Arc<dyn Disk>)
     }

@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod cluster;
 pub mod host;
 pub mod load;
 pub mod member;
+pub mod proxy;
 pub mod rng;
 
 /// What can go wrong in a harness: it is printed and ends the run.

@@ -4,7 +4,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use trilith_proto::etcdserverpb::{RangeRequest, RangeResponse};
@@ -24,9 +24,16 @@ pub struct Launch {
     pub folder: PathBuf,
     /// Flags beside the addresses and the data directory.
     pub flags: Vec<String>,
+    /// Its name in the cluster.
+    pub name: String,
     /// Where clients connect.
     pub client: SocketAddr,
-    peer: SocketAddr,
+    /// Where it listens for other members.
+    pub peer: SocketAddr,
+    /// Where other members are told to connect.
+    pub peer_advertised: SocketAddr,
+    /// The value of --initial-cluster; empty for a member alone.
+    pub initial_cluster: String,
 }
 
 /// A running server. Dropping it kills it.
@@ -50,12 +57,16 @@ impl Launch {
         if !binary.is_file() {
             return Err(format!("{}: there is no such server binary", binary.display()).into());
         }
+        let peer = free_address()?;
         Ok(Launch {
             binary: binary.to_owned(),
             folder,
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            name: "default".to_owned(),
             client: free_address()?,
-            peer: free_address()?,
+            peer,
+            peer_advertised: peer,
+            initial_cluster: String::new(),
         })
     }
 
@@ -69,17 +80,22 @@ impl Launch {
         std::fs::create_dir_all(&self.folder)?;
         let log = std::fs::File::options().create(true).append(true).open(self.log_path())?;
         let (client, peer) = (format!("http://{}", self.client), format!("http://{}", self.peer));
+        let advertised = format!("http://{}", self.peer_advertised);
+        let cluster = match self.initial_cluster.as_str() {
+            "" => format!("{}={advertised}", self.name),
+            cluster => cluster.to_owned(),
+        };
         let started = Instant::now();
         let child = Command::new(&self.binary)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .arg("--name=default")
+            .arg(format!("--name={}", self.name))
             .arg(format!("--data-dir={}", self.folder.join("data").display()))
             .arg(format!("--listen-client-urls={client}"))
             .arg(format!("--advertise-client-urls={client}"))
             .arg(format!("--listen-peer-urls={peer}"))
-            .arg(format!("--initial-advertise-peer-urls={peer}"))
-            .arg(format!("--initial-cluster=default={peer}"))
+            .arg(format!("--initial-advertise-peer-urls={advertised}"))
+            .arg(format!("--initial-cluster={cluster}"))
             .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -101,6 +117,11 @@ impl Member {
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// How the process ended, if it has.
+    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// Waits until a linearizable read is answered; the time since the start of the process.

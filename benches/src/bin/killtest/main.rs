@@ -2,9 +2,12 @@
 //!
 //! `killtest --rounds 200` prints its seed. Each round: 64 clients write and read, SIGKILL at a random moment, a new
 //! start on the same folder (sometimes killed as well), and the check of everything that was answered.
+//! `killtest --members 3` does worse to a cluster, see `cluster.rs`; with `--rolling` everybody is restarted in order.
 //! `killtest --million` measures the start with a million keys instead.
 
 mod check;
+mod cluster;
+mod cluster_load;
 mod writes;
 
 use std::net::SocketAddr;
@@ -50,6 +53,12 @@ struct Args {
     /// Where the data goes.
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     folder: PathBuf,
+    /// Members of a cluster; 1 is a server alone.
+    #[arg(long, default_value_t = 1)]
+    members: usize,
+    /// Restart the members of a cluster in order, one after the other: no request may fail.
+    #[arg(long)]
+    rolling: bool,
     /// Load a million keys, kill, and measure the next starts.
     #[arg(long)]
     million: bool,
@@ -76,8 +85,18 @@ fn main() -> Result<()> {
     let seed = args.seed.unwrap_or_else(fresh_seed);
     let mut scratch = Scratch::new(&args.folder, "killtest")?;
     println!("killtest: seed {seed}; {}", host::describe(&scratch.path));
+    let server = args.server.clone().unwrap_or_else(our_binary);
     let outcome = match args.million {
         true => block_on(million(&args, &scratch)),
+        false if args.members > 1 => cluster::run(&cluster::Plan {
+            server: &server,
+            folder: &scratch.path,
+            members: args.members,
+            rounds: args.rounds,
+            clients: args.clients,
+            seed,
+            rolling: args.rolling,
+        }),
         false => block_on(rounds(&args, seed, &scratch)),
     };
     if outcome.is_err() {

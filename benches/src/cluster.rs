@@ -123,6 +123,13 @@ impl Cluster {
         }
     }
 
+    /// Whatever this member says and hears takes so much longer.
+    pub fn slow_down(&self, at: usize, delay: Duration) {
+        for other in self.ids.iter().filter(|id| **id != self.ids[at]) {
+            self.links.slow_down(self.ids[at], *other, delay);
+        }
+    }
+
     /// What a member says of itself.
     pub async fn status(&self, at: usize) -> Result<StatusResponse> {
         let mut client = Client::connect(self.launches[at].client).await?;

@@ -38,6 +38,18 @@ pub fn usage(pid: u32) -> Result<Usage> {
     })
 }
 
+/// What several processes use together.
+pub fn usage_of(pids: &[u32]) -> Result<Usage> {
+    let mut sum = Usage::default();
+    for pid in pids {
+        let one = usage(*pid)?;
+        sum.cpu_seconds += one.cpu_seconds;
+        sum.rss_bytes += one.rss_bytes;
+        sum.anonymous_bytes += one.anonymous_bytes;
+    }
+    Ok(sum)
+}
+
 /// Bytes written so far to the device that a folder lies on, by anybody; 0 where there is no device.
 ///
 /// /proc's count of a process is no measure: it adds a whole folio of the page cache, up to a megabyte, when a few

@@ -23,20 +23,26 @@ pub const VALUE_BYTES: usize = 256;
 const TICKS_PER_MICROSECOND: u64 = 10;
 const NANOSECONDS_PER_TICK: u64 = 100;
 
-/// The server that is asked: where it listens, its process, and the folder of its data.
-#[derive(Debug, Clone, Copy)]
+/// The server that is asked, or the members of a cluster.
+#[derive(Debug, Clone)]
 pub struct Server<'s> {
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// Its process.
-    pub pid: u32,
-    /// A folder on the device that it writes to.
+    /// Where its members listen; connections take them in turn.
+    pub addresses: Vec<SocketAddr>,
+    /// Their processes.
+    pub pids: Vec<u32>,
+    /// A folder on the device that they write to.
     pub folder: &'s Path,
 }
 
-impl Server<'_> {
+impl<'s> Server<'s> {
+    /// A server alone.
+    pub fn alone(address: SocketAddr, pid: u32, folder: &'s Path) -> Server<'s> {
+        Server { addresses: vec![address], pids: vec![pid], folder }
+    }
+
+    /// What all its processes use together, and the bytes written to its device.
     fn usage(&self) -> Result<(Usage, u64)> {
-        Ok((host::usage(self.pid)?, host::device_written(self.folder)?))
+        Ok((host::usage_of(&self.pids)?, host::device_written(self.folder)?))
     }
 }
 
@@ -166,10 +172,10 @@ impl Run {
         Ok(())
     }
 
-    async fn start(self: &Rc<Run>, address: SocketAddr, shape: Shape) -> Result<Vec<Loop>> {
+    async fn start(self: &Rc<Run>, addresses: &[SocketAddr], shape: Shape) -> Result<Vec<Loop>> {
         let mut clients = Vec::with_capacity(shape.connections);
-        for _ in 0..shape.connections {
-            clients.push(Client::connect(address).await?);
+        for address in addresses.iter().cycle().take(shape.connections) {
+            clients.push(Client::connect(*address).await?);
         }
         let in_flight = 0..shape.in_flight;
         let drive = |i: usize| self.clone().drive(clients[i % shape.connections].clone(), i as u64 + 1);
@@ -214,7 +220,7 @@ pub async fn run(
     time: Duration,
 ) -> Result<Measured> {
     let run = Run::new(work, data, false)?;
-    let loops = run.start(server.address, shape).await?;
+    let loops = run.start(&server.addresses, shape).await?;
     tokio::time::sleep(warm).await;
     let before = server.usage()?;
     let begin = Instant::now();
@@ -233,6 +239,6 @@ pub async fn fill(server: Server<'_>, data: Data) -> Result<Measured> {
     let run = Run::new(Work::Put, data, true)?;
     let before = server.usage()?;
     let begin = Instant::now();
-    finish(run.start(server.address, Shape { connections: 100, in_flight: 1000 }).await?).await?;
+    finish(run.start(&server.addresses, Shape { connections: 100, in_flight: 1000 }).await?).await?;
     run.measured(begin.elapsed(), before, server.usage()?)
 }

@@ -1,11 +1,13 @@
-//! The network between members: a TCP proxy before each peer port, which can cut any two members off from each other.
+//! The network between members: a TCP proxy before each peer port, which can cut any two members off from each other, or
+//! slow down what they say.
 //!
 //! A cut is silent, as a lost network is: connections stay, and what is sent waits until the cut is mended. Who a
 //! connection is from stands in the header `X-Server-From` of its first request; connections without it are never cut.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -18,15 +20,17 @@ use crate::Result;
 const HEAD_BYTES_MAX: usize = 16 << 10;
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// Which members cannot reach each other. Clones share it.
-#[derive(Debug, Clone)]
-pub struct Links(Rc<watch::Sender<HashSet<(u64, u64)>>>);
-
-impl Default for Links {
-    fn default() -> Links {
-        Links(Rc::new(watch::Sender::new(HashSet::new())))
-    }
+/// What is wrong with the network, by pairs of members.
+#[derive(Debug, Default)]
+struct Faults {
+    cut: HashSet<(u64, u64)>,
+    /// How much longer each piece takes.
+    slow: HashMap<(u64, u64), Duration>,
 }
+
+/// Which members cannot reach each other, or not well. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Links(Rc<watch::Sender<Faults>>);
 
 fn pair(a: u64, b: u64) -> (u64, u64) {
     (a.min(b), a.max(b))
@@ -35,18 +39,29 @@ fn pair(a: u64, b: u64) -> (u64, u64) {
 impl Links {
     /// From now on nothing passes between the two members.
     pub fn cut(&self, a: u64, b: u64) {
-        self.0.send_modify(|cut| {
-            cut.insert(pair(a, b));
+        self.0.send_modify(|faults| {
+            faults.cut.insert(pair(a, b));
         });
     }
 
-    /// Everything passes again, also what has waited.
+    /// From now on each piece of what the two say takes so much longer.
+    pub fn slow_down(&self, a: u64, b: u64, delay: Duration) {
+        self.0.send_modify(|faults| {
+            faults.slow.insert(pair(a, b), delay);
+        });
+    }
+
+    /// Everything passes again as it should, also what has waited.
     pub fn mend(&self) {
-        self.0.send_modify(HashSet::clear);
+        self.0.send_modify(|faults| *faults = Faults::default());
     }
 
     async fn open(&self, a: u64, b: u64) -> Result<()> {
-        self.0.subscribe().wait_for(|cut| !cut.contains(&pair(a, b))).await?;
+        self.0.subscribe().wait_for(|faults| !faults.cut.contains(&pair(a, b))).await?;
+        let delay = self.0.borrow().slow.get(&pair(a, b)).copied();
+        if let Some(delay) = delay {
+            tokio::time::sleep(delay).await;
+        }
         Ok(())
     }
 

@@ -2,8 +2,9 @@
 //!
 //! `cargo run --release -p trilith-benches --bin compare` takes some ten minutes; `--rounds`, `--seconds` and
 //! `--memory-keys 0` make it shorter. Client and server share the machine, so read the ratios: each is the median over
-//! the rounds of what the two did within the same minute. CPU per request is the steadiest of them.
+//! the rounds of what the two did within the same minute. CPU per request is the steadiest of them. `--members 3` compares clusters.
 
+mod cluster;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -60,6 +61,9 @@ struct Args {
     /// Keys with which memory and the start after SIGKILL are measured, once; 0 leaves it out.
     #[arg(long, default_value_t = 1_000_000)]
     memory_keys: u64,
+    /// Members of each: 1 compares servers alone, 3 clusters of three.
+    #[arg(long, default_value_t = 1)]
+    members: usize,
     /// Values of --trilith-wal-io, each a server of its own in the table; empty for a server without the flag.
     #[arg(long, default_value = "auto")]
     wal_io: String,
@@ -125,10 +129,13 @@ async fn compare(args: &Args, folder: &Path) -> Result<()> {
         // Nobody is always the first: what the machine does beside us changes over a round.
         for turn in 0..contestants.len() {
             let at = (turn + round) % contestants.len();
-            one_round(args, &contestants[at], at, folder, &mut results).await?;
+            match args.members {
+                1 => one_round(args, &contestants[at], at, folder, &mut results).await?,
+                _ => cluster::one_round(args, &contestants[at], at, folder, &mut results).await?,
+            }
         }
     }
-    if args.memory_keys > 0 {
+    if args.memory_keys > 0 && args.members == 1 {
         for (at, contestant) in contestants.iter().enumerate() {
             let memory = memory(args, contestant, folder).await?;
             results.memory.push((at, memory));
@@ -177,7 +184,7 @@ async fn one_round(
 }
 
 fn server<'s>(launch: &'s Launch, member: &Member) -> Server<'s> {
-    Server { address: launch.client, pid: member.pid(), folder: &launch.folder }
+    Server::alone(launch.client, member.pid(), &launch.folder)
 }
 
 async fn measure(
@@ -193,20 +200,20 @@ async fn measure(
             continue;
         }
         let (warm, time) = (Duration::from_secs_f64(args.warm), Duration::from_secs_f64(args.seconds));
-        let result = load::run(server, *work, *shape, Data::small(args.keys), warm, time).await?;
-        measured.push((name, cell(&result, server.pid)?));
+        let result = load::run(server.clone(), *work, *shape, Data::small(args.keys), warm, time).await?;
+        measured.push((name, cell(&result, &server.pids)?));
     }
     Ok(())
 }
 
-fn cell(measured: &Measured, pid: u32) -> Result<Cell> {
+fn cell(measured: &Measured, pids: &[u32]) -> Result<Cell> {
     Ok(Cell {
         rate: measured.rate,
         p50_us: measured.p50_us,
         p99_us: measured.p99_us,
         cpu_ms_per_1000: measured.cpu_per_1000 * MILLISECONDS_PER_SECOND,
         written_per_1000: measured.written_per_1000,
-        rss_bytes: host::usage(pid)?.rss_bytes as f64,
+        rss_bytes: host::usage_of(pids)?.rss_bytes as f64,
     })
 }
 

@@ -1,8 +1,10 @@
-//! The form for several members: kills, freezes and cuts off members at random while clients write and read.
+//! The form for several members: kills, freezes, slows down and cuts off members, and fills their disks, at random while
+//! clients write and read.
 //!
 //! After each round everybody is back, and must hold every acknowledged write at its revision, and the same hash. While
 //! it is under way no linearizable read may show less than what was acknowledged before it began.
 
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -32,9 +34,13 @@ enum Trouble {
     FreezeLeader,
     CutOff,
     CutOffLeader,
+    Slow,
+    SlowLeader,
+    /// Only where each member has a file system of its own.
+    FillDisk,
 }
 
-const TROUBLES: [Trouble; 9] = [
+const TROUBLES: [Trouble; 12] = [
     Trouble::KillOne,
     Trouble::KillLeader,
     Trouble::KillMost,
@@ -44,7 +50,14 @@ const TROUBLES: [Trouble; 9] = [
     Trouble::FreezeLeader,
     Trouble::CutOff,
     Trouble::CutOffLeader,
+    Trouble::Slow,
+    Trouble::SlowLeader,
+    Trouble::FillDisk,
 ];
+/// The longest delay of a slow network: more than an election timeout.
+const DELAY_MAX_MS: u64 = 1500;
+/// What takes the room on a disk that is to be full.
+const FILLER: &str = "filler";
 
 /// What a run is made from.
 #[derive(Debug)]
@@ -55,6 +68,8 @@ pub(crate) struct Plan<'p> {
     pub(crate) rounds: usize,
     pub(crate) clients: usize,
     pub(crate) seed: u64,
+    /// Below `folder` each member has a file system of its own, which may be filled.
+    pub(crate) may_fill: bool,
     /// Restart everybody in order instead; no request of a client that retries may fail.
     pub(crate) rolling: bool,
 }
@@ -71,7 +86,7 @@ pub(crate) fn run(plan: &Plan<'_>) -> Result<()> {
         for round in 1..=plan.rounds {
             let outcome = match plan.rolling {
                 true => restart_in_turn(&mut cluster, &load.history).await,
-                false => trouble(&mut cluster, &mut rng).await,
+                false => trouble(&mut cluster, &mut rng, plan).await,
             };
             let outcome = match outcome {
                 Ok(what) => {
@@ -100,8 +115,9 @@ pub(crate) fn run(plan: &Plan<'_>) -> Result<()> {
 }
 
 /// Does one thing to the cluster and takes it back; what it was.
-async fn trouble(cluster: &mut Cluster, rng: &mut Rng) -> Result<String> {
-    let what = *rng.pick(&TROUBLES);
+async fn trouble(cluster: &mut Cluster, rng: &mut Rng, plan: &Plan<'_>) -> Result<String> {
+    let possible = if plan.may_fill { &TROUBLES[..] } else { &TROUBLES[..TROUBLES.len() - 1] };
+    let what = *rng.pick(possible);
     let count = cluster.members.len() as u64;
     let leader = cluster.leader().await?;
     let random = rng.below(count) as usize;
@@ -144,8 +160,33 @@ async fn trouble(cluster: &mut Cluster, rng: &mut Rng) -> Result<String> {
             sleep(pause(rng, 5000)).await;
             cluster.links.mend();
         }
+        Trouble::Slow | Trouble::SlowLeader => {
+            let at = if matches!(what, Trouble::Slow) { random } else { leader };
+            cluster.slow_down(at, pause(rng, DELAY_MAX_MS));
+            sleep(pause(rng, 5000)).await;
+            cluster.links.mend();
+        }
+        Trouble::FillDisk => {
+            let filler = cluster.launches[random].folder.join(FILLER);
+            fill(&filler)?;
+            sleep(pause(rng, 4000)).await;
+            std::fs::remove_file(&filler)?;
+        }
     }
     Ok(format!("{what:?} of m{random}, m{leader} leading"))
+}
+
+/// Writes zeros until there is no room.
+fn fill(path: &Path) -> Result<()> {
+    let mut file = std::fs::File::create(path)?;
+    let chunk = vec![0; 1 << 20];
+    loop {
+        match file.write_all(&chunk) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => return Ok(()),
+            Err(error) => return Err(format!("{}: {error}", path.display()).into()),
+        }
+    }
 }
 
 /// Everybody ends in order and comes back, one after the other, while writes go on.

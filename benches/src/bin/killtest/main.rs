@@ -56,6 +56,9 @@ struct Args {
     /// Members of a cluster; 1 is a server alone.
     #[arg(long, default_value_t = 1)]
     members: usize,
+    /// A folder with a file system for each member of a cluster, at m0, m1, ...: they are filled, too.
+    #[arg(long)]
+    disks: Option<PathBuf>,
     /// Restart the members of a cluster in order, one after the other: no request may fail.
     #[arg(long)]
     rolling: bool,
@@ -90,7 +93,8 @@ fn main() -> Result<()> {
         true => block_on(million(&args, &scratch)),
         false if args.members > 1 => cluster::run(&cluster::Plan {
             server: &server,
-            folder: &scratch.path,
+            folder: args.disks.as_deref().unwrap_or(&scratch.path),
+            may_fill: args.disks.is_some(),
             members: args.members,
             rounds: args.rounds,
             clients: args.clients,
@@ -235,7 +239,7 @@ async fn million(args: &Args, scratch: &Scratch) -> Result<()> {
     let mut launch = args.launch(scratch)?;
     let mut starts = 0;
     let (mut member, _) = start(args, &mut launch, &mut starts).await?;
-    let server = load::Server { address: launch.client, pid: member.pid(), folder: &launch.folder };
+    let server = load::Server::alone(launch.client, member.pid(), &launch.folder);
     let loaded = load::fill(server, load::Data::small(MILLION)).await?;
     print_memory("loaded", member.pid())?;
     println!(

@@ -93,7 +93,7 @@ impl Contestant {
 
 impl Running {
     fn server(&self) -> Server<'_> {
-        Server { address: self.launch.client, pid: self.member.pid(), folder: &self.launch.folder }
+        Server::alone(self.launch.client, self.member.pid(), &self.launch.folder)
     }
 
     async fn client(&self) -> Result<Client> {

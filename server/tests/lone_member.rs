@@ -3,13 +3,14 @@
 
 mod common;
 
+use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
 use common::{Bed, config, decode, delete, get_range, keys, put};
 use trilith_disk::sim::SimDisk;
 use trilith_proto::etcdserverpb as pb;
-use trilith_server::core::{Core, Fatal};
+use trilith_server::core::{Config, Core, Fatal};
 use trilith_server::service;
 use trilith_server::status;
 
@@ -245,4 +246,58 @@ fn what_is_not_served_yet_says_so() {
     assert_eq!(answer.message, "etcdserver: Auth is not implemented");
     bed.put("a", "1");
     assert_eq!(keys(&bed.range(get_range("a", "b")).unwrap()), "a");
+}
+
+/// Puts values of a length until a checkpoint is due; how many puts, and how long their entries are at least.
+fn puts_until_due(value: usize) -> (u64, u64) {
+    let disk = SimDisk::new();
+    let limits = Config { checkpoint_log_bytes: 16 << 10, checkpoint_log_entries: 40, ..config(&disk) };
+    let mut bed = Bed::with(limits, disk).unwrap();
+    assert!(bed.core.begin_checkpoint().is_none());
+    for n in 1.. {
+        let handle = bed.handle.clone();
+        let request = put(&format!("key/{n}"), &"v".repeat(value));
+        let mut call = pin!(async move { service::kv::put(&handle, request).await });
+        while bed.poll(call.as_mut()).is_none() {
+            bed.core.step(bed.now).unwrap();
+        }
+        if bed.core.begin_checkpoint().is_some() {
+            return (n, n * value as u64);
+        }
+    }
+    unreachable!("there is an end to it")
+}
+
+#[test]
+fn a_checkpoint_is_due_when_the_log_has_bytes_and_entries_enough_or_twice_the_bytes() {
+    // Many small entries: as soon as there are bytes enough.
+    let (puts, bytes) = puts_until_due(100);
+    assert!(puts >= 40 && (10 << 10..16 << 10).contains(&bytes), "{puts} puts, {bytes} bytes");
+    // Larger ones: when there are entries enough.
+    let (puts, bytes) = puts_until_due(500);
+    assert!((36..=40).contains(&puts) && bytes > 16 << 10, "{puts} puts, {bytes} bytes");
+    // Large ones: at twice the bytes.
+    let (puts, bytes) = puts_until_due(2000);
+    assert!(puts < 20 && (28 << 10..34 << 10).contains(&bytes), "{puts} puts, {bytes} bytes");
+}
+
+/// More than is published at once.
+#[test]
+fn a_long_log_is_replayed_to_what_was_there() {
+    let disk = SimDisk::new();
+    let limits = Config { checkpoint_log_bytes: 1 << 30, wal_segment_bytes: 32 << 20, ..config(&disk) };
+    let mut bed = Bed::with(limits.clone(), disk).unwrap();
+    for n in 0..60 {
+        let value = format!("{n:03}").repeat(70_000);
+        bed.put(&format!("key/{}", n % 40), &value);
+        bed.delete(delete(&format!("key/{}", n % 7), "")).unwrap();
+    }
+    let (revision, hashes) = (bed.revision(), (hash(&mut bed), hash_kv(&mut bed, 50).unwrap()));
+    let disk = bed.disk.fork();
+    drop(bed);
+    let mut bed = Bed::with(limits, disk).unwrap();
+    assert_eq!(bed.revision(), revision);
+    let again = (hash(&mut bed), hash_kv(&mut bed, 50).unwrap());
+    assert_eq!((again.0, again.1.hash), (hashes.0, hashes.1.hash));
+    assert_eq!(bed.get("key/20").unwrap(), "020".repeat(70_000));
 }

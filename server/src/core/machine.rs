@@ -40,6 +40,8 @@ use crate::status::{self, Status};
 
 /// How often time-outs are looked for and the shared time moves on, at least.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_millis(100);
+/// So many bytes of entries are applied and then published: what was held for them is let go before more is taken.
+const PART_BYTES: usize = 4 << 20;
 /// L4: revocations of expired leases under way at a time.
 const REVOKES_MAX: usize = 16;
 
@@ -81,15 +83,22 @@ pub(super) struct Checkpoints {
     /// The conf state as of the running one.
     running: Option<raftpb::ConfState>,
     pub(super) began: Duration,
-    /// Bytes of entries applied since the last one began.
+    /// Bytes of entries applied since the last one began, and how many.
     log_bytes: u64,
+    log_entries: u64,
     changed: bool,
 }
 
 impl Checkpoints {
     /// Another store has taken the place of the one that was written, and is durable.
     pub(super) fn restart(&mut self) {
-        (self.running, self.log_bytes, self.changed) = (None, 0, false);
+        (self.running, self.log_bytes, self.log_entries, self.changed) = (None, 0, 0, false);
+    }
+
+    /// Whether replaying what was applied since would take as long as a start may take.
+    fn log_is_long(&self, config: &Config) -> bool {
+        let (bytes, enough) = (self.log_bytes, config.checkpoint_log_bytes);
+        bytes >= 2 * enough || bytes >= enough && self.log_entries >= config.checkpoint_log_entries
     }
 }
 
@@ -171,7 +180,13 @@ impl Core {
             revokes_under_way: 0,
             alarms,
             raising: Raising::default(),
-            checkpoints: Checkpoints { running: None, began: Duration::ZERO, log_bytes: 0, changed: false },
+            checkpoints: Checkpoints {
+                running: None,
+                began: Duration::ZERO,
+                log_bytes: 0,
+                log_entries: 0,
+                changed: false,
+            },
             pressure: Pressure::default(),
             scrubbing: Scrubbing::default(),
             shrinking: Shrinking::default(),
@@ -407,9 +422,9 @@ impl Core {
         self.reads.release(self.store.applied().0);
     }
 
-    /// Applies what was committed as one batch; publishes it; then answers.
+    /// Applies what was committed, publishes it, in parts if it is much (as after a start), and then answers.
     fn apply_committed(&mut self) -> Result<(), Fatal> {
-        let mut last = None;
+        let (mut last, mut bytes) = (None, 0);
         let mut committed = std::mem::take(&mut self.out.committed);
         for entry in committed.drain(..) {
             let (applied, _) = self.store.applied();
@@ -417,26 +432,38 @@ impl Core {
             if index <= applied {
                 continue;
             }
+            if let Body::Normal(data) = &entry.body {
+                bytes += data.len();
+            }
             self.apply_entry(entry, applied).map_err(|error| Fatal::Entry { index, term, error })?;
             self.store.set_applied(index, term);
             last = Some(index);
+            if bytes >= PART_BYTES {
+                (last, bytes) = (None, 0);
+                self.publish_applied(index);
+            }
         }
         self.out.committed = committed;
         if let Some(index) = last {
-            self.node.applied(index);
-            self.cut_log(index);
-            self.checkpoints.changed = true;
-            trilith_failpoint::hit("beforeWritebackBuf");
-            self.store.publish();
-            trilith_failpoint::hit("afterWritebackBuf");
-            self.publish_facts();
-            if !self.changes.is_empty() {
-                self.shared.hub().publish(std::mem::take(&mut self.changes));
-            }
-            trilith_failpoint::hit("trilithBeforeAnswers");
+            self.publish_applied(index);
         }
         self.send_answers();
         Ok(())
+    }
+
+    /// Everything up to an entry is applied: readers may see it, and what was held for it may go.
+    fn publish_applied(&mut self, index: u64) {
+        self.node.applied(index);
+        self.cut_log(index);
+        self.checkpoints.changed = true;
+        trilith_failpoint::hit("beforeWritebackBuf");
+        self.store.publish();
+        trilith_failpoint::hit("afterWritebackBuf");
+        self.publish_facts();
+        if !self.changes.is_empty() {
+            self.shared.hub().publish(std::mem::take(&mut self.changes));
+        }
+        trilith_failpoint::hit("trilithBeforeAnswers");
     }
 
     fn apply_entry(&mut self, entry: Committed, applied: u64) -> Result<(), ApplyError> {
@@ -459,6 +486,7 @@ impl Core {
 
     fn apply_request(&mut self, data: Bytes, term: u64) -> Result<(), ApplyError> {
         self.checkpoints.log_bytes += data.len() as u64;
+        self.checkpoints.log_entries += 1;
         let request = command::decode(data)?;
         let Some(command) = request.command else { return Ok(()) };
         let waiter = self.waiters.take(request.id);
@@ -630,7 +658,7 @@ impl Core {
     pub fn begin_checkpoint(&mut self) -> Option<CheckpointJob> {
         let state = &self.checkpoints;
         let aged = self.now >= state.began + self.config.checkpoint_interval;
-        let due = state.log_bytes >= self.config.checkpoint_log_bytes || (aged && state.changed);
+        let due = state.log_is_long(&self.config) || (aged && state.changed);
         let due = due || self.shrink_wants_checkpoint(state.began);
         let due =
             self.retries_checkpoint().unwrap_or(due || self.store.checkpoint_due() || self.log_needs_room());
@@ -651,6 +679,7 @@ impl Core {
             running: Some(self.conf_state.clone()),
             began: self.now,
             log_bytes: 0,
+            log_entries: 0,
             changed: false,
         };
         Some(job)

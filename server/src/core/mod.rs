@@ -98,8 +98,12 @@ pub struct Config {
     pub memory_budget: usize,
     /// --trilith-compress-values.
     pub compress_values: bool,
-    /// Bytes of log entries that make a checkpoint due: bounds the replay after a crash.
+    /// Bytes of log entries that make a checkpoint due, if there are `checkpoint_log_entries` of them; twice as many do anyway.
+    /// Bounds the replay after a crash.
     pub checkpoint_log_bytes: u64,
+    /// So many log entries take as long to replay as a start may take. Few large ones do not: then a checkpoint waits for
+    /// more bytes, and what it writes anew for each of them gets less.
+    pub checkpoint_log_entries: u64,
     /// Age of the last checkpoint that makes one due when something changed since.
     pub checkpoint_interval: Duration,
     /// --name.
@@ -163,6 +167,7 @@ impl Config {
             memory_budget: 1 << 30,
             compress_values: true,
             checkpoint_log_bytes: 64 << 20,
+            checkpoint_log_entries: 128 << 10,
             checkpoint_interval: Duration::from_secs(30),
             name: "default".into(),
             client_urls: vec!["http://localhost:2379".into()],

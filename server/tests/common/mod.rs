@@ -33,6 +33,7 @@ pub fn config(disk: &SimDisk) -> Config {
         map: false,
         wal_segment_bytes: 256 << 10,
         checkpoint_log_bytes: 16 << 10,
+        checkpoint_log_entries: 0,
         checkpoint_interval: Duration::from_secs(5),
         seed: 7,
         unix_ms: 1_700_000_000_000,

@@ -1,17 +1,18 @@
 //! The scrub: reads what lies in the file, page by page, and compares it with what its referrers know of it.
 //!
 //! Readers verify a page when they first touch it, and trust it from then on; pages that nobody reads are verified by
-//! nobody. The scrub reads each page of each tree from the file, with its extents, however often it was verified. It works in
-//! pieces: each takes a root, holds it for one piece only, and goes on by key where the last one ended, so pages that
-//! are written meanwhile are no matter. It reads on past damage. Meta pages and bitmaps are not its business: they are
-//! written over while it runs, have checksums of their own, and opening can do without the newest.
+//! nobody. The scrub reads each page of each tree from the file, with its extents, however often it was verified; that its
+//! keys lie where those above it say is a part of that. It works in pieces: each takes a root, holds it for one piece only,
+//! and goes on by key where the last one ended, so pages that are written meanwhile are no matter. It reads on past damage.
+//! Meta pages and bitmaps are not its business: they are written over while it runs, have checksums of their own, and
+//! opening can do without the newest.
 //!
 //! Promises: what it reports is damaged: the root that it reads from keeps the pages from being written. After a
 //! finding no reader trusts the page any more. It never changes a byte and keeps no time.
 
 use crate::extent::Extent;
-use crate::page::{PAGE, Place};
-use crate::search::{Tree, TreeRoot};
+use crate::page::{Link, PAGE, Place};
+use crate::search::{Bounds, Tree, TreeRoot};
 use crate::source::NodeRef;
 use crate::{Root, StoreError, TREES, TreeId};
 
@@ -40,6 +41,8 @@ struct Walk<'a> {
     read: u64,
     cost: u64,
     cost_max: u64,
+    /// The branches above the node in hand, and which child of each it is below.
+    path: Vec<(NodeRef<'a>, usize)>,
     /// Set when the piece ends in the middle of a tree.
     next: Option<Vec<u8>>,
 }
@@ -56,7 +59,8 @@ impl Scrub {
         while cost < bytes {
             let id = TreeId::ALL[self.tree];
             let tree = Tree { source: &state.source, id };
-            let mut walk = Walk { tree, read: 0, cost: 0, cost_max: bytes - cost, next: None };
+            let mut walk =
+                Walk { tree, read: 0, cost: 0, cost_max: bytes - cost, path: Vec::new(), next: None };
             walk.tree(&state.trees[self.tree], &self.from);
             (read, cost) = (read + walk.read, cost + walk.cost);
             if let Some(next) = walk.next {
@@ -78,32 +82,41 @@ impl<'a> Walk<'a> {
         match root {
             TreeRoot::Empty => {}
             TreeRoot::Memory(node) => self.node(&NodeRef::Dirty(node), from),
-            TreeRoot::Disk(link) => self.place(Place::Disk(*link), None, None, from),
+            TreeRoot::Disk(link) => self.place(Place::Disk(*link), None, from),
         }
     }
 
-    /// A page, or a node in memory, with all below it from a key on.
-    fn place(
-        &mut self,
-        place: Place<crate::page::Link>,
-        parent: Option<&NodeRef<'a>>,
-        level: Option<u8>,
-        from: &[u8],
-    ) {
+    /// A page, or a node in memory, with all below it from a key on. The parent: which child of it this is.
+    fn place(&mut self, place: Place<Link>, parent: Option<(&NodeRef<'a>, usize)>, from: &[u8]) {
         match (place, parent) {
             (Place::Disk(link), _) => {
                 let (source, tree) = (self.tree.source, self.tree.id as u8);
                 self.count(PAGE as u64);
+                let level = parent.map(|(parent, _)| parent.page().level() - 1);
                 match source.page_on_disk(&link, tree, level) {
-                    Ok(node) => self.node(&node, from),
+                    Ok(node) => {
+                        if let Some((parent, i)) = parent
+                            && let Err(error) =
+                                self.tree.fits(&node, parent, i, || Some(Bounds::of(&self.path)))
+                        {
+                            self.damaged(link.page, 1, &error);
+                        }
+                        self.below(&node, parent, from);
+                    }
                     Err(error) => self.damaged(link.page, 1, &error),
                 }
             }
-            (Place::Memory(place), Some(NodeRef::Dirty(node))) => {
-                self.node(&NodeRef::Dirty(node.child_at(place)), from);
+            (Place::Memory(place), Some((NodeRef::Dirty(node), _))) => {
+                self.below(&NodeRef::Dirty(node.child_at(place)), parent, from);
             }
             (Place::Memory(_), _) => unreachable!("pages on disk name no memory: checked when they are read"),
         }
+    }
+
+    fn below(&mut self, node: &NodeRef<'a>, parent: Option<(&NodeRef<'a>, usize)>, from: &[u8]) {
+        self.path.extend(parent.map(|(parent, i)| (parent.clone(), i)));
+        self.node(node, from);
+        self.path.truncate(self.path.len() - usize::from(parent.is_some()));
     }
 
     fn node(&mut self, node: &NodeRef<'a>, from: &[u8]) {
@@ -131,7 +144,7 @@ impl<'a> Walk<'a> {
                 self.next = Some(key.to_vec());
                 return;
             }
-            self.place(page.child(i), Some(node), Some(page.level() - 1), from);
+            self.place(page.child(i), Some((node, i)), from);
             if self.next.is_some() {
                 return;
             }

@@ -122,7 +122,7 @@ impl<'a> Tree<'a> {
     /// The keys of a child lie where the cells above it say. False: none lies elsewhere, but not all bounds are known.
     /// Errors: Corrupt if they do not.
     #[cold]
-    fn fits(
+    pub(crate) fn fits(
         &self,
         child: &NodeRef<'a>,
         node: &NodeRef<'a>,

@@ -11,7 +11,7 @@ use super::model::sim_options;
 use crate::page::{PAGE, PageView};
 use crate::search::{KEY_BOUNDS, Tree};
 use crate::source::NodeRef;
-use crate::{Options, Store, StoreError, TreeId};
+use crate::{Options, Scrub, Store, StoreError, TreeId};
 
 const TREE: TreeId = TreeId::Auth;
 /// Of what is in common, so that the heads say nothing and branches are narrow.
@@ -132,6 +132,27 @@ fn a_mapped_page_with_keys_of_another_is_refused_by_its_first_reader() {
         std::fs::write(&options.path, bytes).unwrap();
         options
     });
+}
+
+/// The scrub finds it, whoever has read the page before, and goes on.
+#[test]
+fn a_page_with_keys_of_another_is_found_by_the_scrub() {
+    let (sound, leaves) = store();
+    let scrub = |bytes: &[u8]| {
+        let store = Store::open(sim_options(&on_disk(bytes))).unwrap();
+        let (mut scrub, root) = (Scrub::default(), store.reader().root());
+        // In pieces, so that it comes back to the middle of a tree.
+        while !scrub.run(&root, 1 << 15).ended_pass {}
+        store.take_damage()
+    };
+    assert_eq!(scrub(&sound.bytes), []);
+    for (n, leaf) in leaves.iter().enumerate() {
+        let last = n + 1 == leaves.len();
+        let (cell, moved) = if last { (0, key(1)) } else { (leaf.keys.len() - 1, key(u32::MAX)) };
+        let damage = scrub(&with_key(&sound, leaf, cell, &moved));
+        let [found] = &damage[..] else { panic!("{damage:?}") };
+        assert!(found.page == leaf.page as u64 && found.what.contains(KEY_BOUNDS), "{found:?}");
+    }
 }
 
 /// A writer knows the bounds that the parent tells. Nothing is written then.

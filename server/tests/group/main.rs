@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod corruption;
+mod partition;
 mod places;
 mod reconfigure;
 #[path = "../support/mod.rs"]

@@ -19,6 +19,8 @@ pub struct Place {
     pub folder: Folder,
     pub client: SocketAddr,
     pub peer: SocketAddr,
+    /// Where the peer port is, when something stands before it at `peer`.
+    pub listens: Option<SocketAddr>,
 }
 
 pub fn free_address() -> SocketAddr {
@@ -32,6 +34,7 @@ impl Place {
             folder: Folder::new(&format!("{test}-{name}")),
             client: free_address(),
             peer: free_address(),
+            listens: None,
         }
     }
 
@@ -43,12 +46,13 @@ impl Place {
     pub fn spawn(&self, cluster: &str, flags: &[&str]) -> Member {
         let mut command = Command::new(env!("CARGO_BIN_EXE_etcd"));
         let client = format!("http://{}", self.client);
+        let listens = format!("http://{}", self.listens.unwrap_or(self.peer));
         command
             .env_clear()
             .arg(format!("--name={}", self.name))
             .arg(format!("--data-dir={}", self.folder.0.display()))
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &self.peer_url(), "--initial-advertise-peer-urls", &self.peer_url()])
+            .args(["--listen-peer-urls", &listens, "--initial-advertise-peer-urls", &self.peer_url()])
             .args(["--initial-cluster", cluster, "--initial-cluster-token", TOKEN])
             .args(flags);
         spawn_command(command, self.client)

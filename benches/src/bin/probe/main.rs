@@ -3,11 +3,14 @@
 //!
 //! `probe stall` prints the longest time that a put or a read waited; `probe compaction` what compactions take from
 //! the puts; `probe size` how the file follows the data; `probe written` bytes on the disk per byte of data; `probe
-//! list` what a long list takes of memory. `--only etcd` or `--only ours` measures one of the two. Client and
+//! list` what a long list takes of memory; `probe failover` how long a cluster cannot write after its leader died, and `probe
+//! resync` what a member costs that comes back with nothing. `--only etcd` or `--only ours` measures one of the two. Client and
 //! server share the machine: what both print in one run can be compared, nothing else.
 
 mod compaction;
+mod failover;
 mod list;
+mod resync;
 mod size;
 mod stall;
 mod written;
@@ -16,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 use trilith_benches::client::{Client, path};
+use trilith_benches::cluster::Cluster;
 use trilith_benches::load::{Data, Server, Shape};
 use trilith_benches::member::{Launch, Member, Scratch, our_binary};
 use trilith_benches::{Result, block_on, host};
@@ -61,6 +65,10 @@ enum Mode {
     Written(written::Args),
     /// Memory taken by long lists that are read at the same time.
     List(list::Args),
+    /// Time without writes after the leader of a cluster of three was killed.
+    Failover(failover::Args),
+    /// Puts while a member of a cluster of three gets the whole store anew.
+    Resync(resync::Args),
 }
 
 /// A server that is measured.
@@ -89,6 +97,18 @@ impl Contestant {
         let member = launch.start().await?;
         Ok(Running { launch, member })
     }
+}
+
+/// A cluster of three on an empty folder.
+async fn start_cluster(contestant: &Contestant, folder: &Path) -> Result<Cluster> {
+    let data = folder.join("cluster");
+    if data.exists() {
+        std::fs::remove_dir_all(&data)?;
+    }
+    let flags: Vec<&str> = contestant.flags.iter().map(String::as_str).collect();
+    let mut cluster = Cluster::new(&contestant.binary, &data, 3, &flags, false).await?;
+    cluster.ready().await?;
+    Ok(cluster)
 }
 
 impl Running {
@@ -120,6 +140,8 @@ fn main() -> Result<()> {
             Mode::Size(mode) => size::run(mode, &contestants, &scratch.path).await,
             Mode::Written(mode) => written::run(mode, &contestants, &scratch.path).await,
             Mode::List(mode) => list::run(mode, &contestants, &scratch.path).await,
+            Mode::Failover(mode) => failover::run(mode, &contestants, &scratch.path).await,
+            Mode::Resync(mode) => resync::run(mode, &contestants, &scratch.path).await,
         }
     })
 }

@@ -53,12 +53,12 @@ const KINDS: [(Kind, &str); 3] =
 
 /// Waits of one kind of caller.
 #[derive(Debug, Clone, Default)]
-struct Waits {
+pub(crate) struct Waits {
     micros: Vec<u64>,
 }
 
 impl Waits {
-    fn describe(&mut self) -> String {
+    pub(crate) fn describe(&mut self) -> String {
         self.micros.sort_unstable();
         let at = |q: f64| self.micros[((self.micros.len() - 1) as f64 * q) as usize] as f64 / 1000.0;
         format!(
@@ -109,14 +109,14 @@ pub(crate) async fn run(args: &Args, contestants: &[Contestant], folder: &Path) 
     Ok(())
 }
 
-fn print(when: &str, waits: Vec<Waits>) {
+pub(crate) fn print(when: &str, waits: Vec<Waits>) {
     for ((_, name), mut waits) in KINDS.iter().zip(waits) {
         println!("    {when:9} {name:17} {}", waits.describe());
     }
 }
 
-/// Runs callers on a thread of their own until the work, on this one, is done.
-fn watch<W: Future<Output = Result<()>> + 'static>(
+/// Runs callers on a thread of their own until the work, on another one, is done: how long those of each kind waited.
+pub(crate) fn watch<W: Future<Output = Result<()>> + 'static>(
     address: SocketAddr,
     data: Data,
     work: impl FnOnce() -> W + Send + 'static,

@@ -371,6 +371,7 @@ fn core_config(config: &Config, disk: Arc<dyn Disk>) -> core::Config {
             .collect(),
         initial_cluster_token: config.initial_cluster_token.clone(),
         existing: config.initial_cluster_existing,
+        force_new_cluster: config.force_new_cluster,
         snapshot_count: config.snapshot_count,
         catchup_entries: config.catchup_entries,
         heartbeat: config.heartbeat_interval,

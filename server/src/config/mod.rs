@@ -108,6 +108,8 @@ pub struct Config {
     pub discovery: Discovery,
     /// `existing`: join a cluster that runs.
     pub initial_cluster_existing: bool,
+    /// A member that was here before leaves all others behind.
+    pub force_new_cluster: bool,
     /// One tick of raft's clock.
     pub heartbeat_interval: Duration,
     /// A multiple of it.
@@ -216,6 +218,7 @@ impl Config {
             initial_cluster_token: discovery.token(&given),
             discovery,
             initial_cluster_existing: given.text("initial-cluster-state") == "existing",
+            force_new_cluster: flag_is_true(&given, "force-new-cluster"),
             heartbeat_interval,
             election_timeout,
             pre_vote: flag_is_true(&given, "pre-vote"),

@@ -74,6 +74,7 @@ const WORKS: &[&str] = &[
     "discovery-user",
     "election-timeout",
     "feature-gates",
+    "force-new-cluster",
     "grpc-keepalive-interval",
     "grpc-keepalive-timeout",
     "heartbeat-interval",

@@ -14,7 +14,7 @@ use trilith_wal::{Metadata, Replay, Wal, WalError};
 
 use super::adopt::adopt;
 use super::shared::{Handle, Shared};
-use super::{Config, Core, Fatal, Peer, install};
+use super::{Config, Core, Fatal, Peer, force_new, install};
 use crate::apply::members::{self, Member};
 use crate::apply::restore_leases;
 use crate::lease::Lessor;
@@ -93,7 +93,7 @@ fn open_node(config: &Config, store: Store) -> Result<(Node, Store, Identity), F
     let group = members::conf_state(store.view())?;
     let alone = group.voters.len() + group.learners.len() <= 1;
     let history = if alone { 0 } else { config.catchup_entries };
-    let (wal, replay) = open_log(options, store.applied().0, history)?;
+    let (mut wal, mut replay) = open_log(options, store.applied().0, history)?;
     let store = install::complete(config, store, Some(&replay))?;
     let (applied, applied_term) = store.applied();
     let identity = Identity { member_id: replay.metadata.node_id, cluster_id: replay.metadata.cluster_id };
@@ -111,6 +111,9 @@ fn open_node(config: &Config, store: Store) -> Result<(Node, Store, Identity), F
     }
     if members::is_removed(store.view(), identity.member_id)? {
         return Err(Fatal::Boot("the member has been permanently removed from the cluster".to_owned()));
+    }
+    if config.force_new_cluster {
+        force_new::leave_the_others(config, &mut wal, &mut replay, store.view(), applied)?;
     }
     let conf_state = members::conf_state(store.view())?;
     let raft = raft_config(config, identity.member_id);

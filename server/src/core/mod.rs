@@ -17,6 +17,7 @@ mod auto_compaction;
 mod boot;
 mod compaction;
 mod driver;
+mod force_new;
 mod install;
 mod lease_call;
 mod log_cut;
@@ -116,6 +117,8 @@ pub struct Config {
     pub initial_cluster_token: String,
     /// --initial-cluster-state existing: a member without a log joins, and gets the log from the others.
     pub existing: bool,
+    /// --force-new-cluster: a member that was here before leaves all others behind.
+    pub force_new_cluster: bool,
     /// What the others said of the cluster; used at the first start of a member that joins only.
     pub join: Option<Join>,
     /// --snapshot-count: entries applied from one cut of raft's log to the next.
@@ -177,6 +180,7 @@ impl Config {
             }],
             initial_cluster_token: "etcd-cluster".into(),
             existing: false,
+            force_new_cluster: false,
             join: None,
             snapshot_count: 10_000,
             catchup_entries: 5000,

@@ -145,3 +145,28 @@ fn m7_a_leader_that_ends_hands_over() {
         until(async || put(group.client(other), "key", "1").await.ok()).await;
     });
 }
+
+#[test]
+fn j10_a_survivor_makes_a_new_cluster_of_itself() {
+    let mut group = Group::start("j10", 3, &[]);
+    block_on(async {
+        put(group.client(0), "key", "kept").await.unwrap();
+        // Nobody may have written down that this is committed.
+        (0..3).for_each(|at| group.kill(at));
+        group.restart(0, &["--force-new-cluster"]);
+        assert_eq!(get(group.client(0), "key").await.unwrap().as_deref(), Some("kept"));
+        let members = member_list(group.client(0)).await;
+        let names: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
+        assert_eq!(names, ["infra0"]);
+        put(group.client(0), "key", "alone").await.unwrap();
+
+        group.kill(0);
+        group.restart(0, &[]);
+        assert_eq!(get(group.client(0), "key").await.unwrap().as_deref(), Some("alone"));
+        // The others were removed, and hear of it when they come back.
+        let other = group.places[1].spawn(&group.cluster, &[]);
+        other.wait_for("removed from the cluster");
+        let (code, lines) = other.wait();
+        assert_eq!(code, Some(0), "{lines:#?}");
+    });
+}

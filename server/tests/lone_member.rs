@@ -3,11 +3,13 @@
 
 mod common;
 
+use std::path::Path;
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
 use common::{Bed, config, decode, delete, get_range, keys, put};
+use trilith_disk::Disk;
 use trilith_disk::sim::SimDisk;
 use trilith_proto::etcdserverpb as pb;
 use trilith_server::core::{Config, Core, Fatal};
@@ -122,6 +124,23 @@ fn checkpoints_bound_the_replay() {
     drop(core);
     let mut bed = Bed::on(disk);
     assert_eq!(bed.range(get_range("k", "l")).unwrap().count, 400);
+}
+
+#[test]
+fn max_wals_bounds_what_stays_of_the_log() {
+    for (max_wals, stay) in [(0, 100..=400), (20, 20..=20), (1, 1..=12)] {
+        let disk = SimDisk::new();
+        // A batch takes a block at least: a segment has few, and a checkpoint needs few segments.
+        let small = Config { checkpoint_log_bytes: 2 << 10, wal_segment_bytes: 16 << 10, ..config(&disk) };
+        let mut bed = Bed::with(Config { max_wals, ..small }, disk.clone()).unwrap();
+        let value = "v".repeat(500);
+        for i in 0..400 {
+            bed.put(&format!("k{i}"), &value);
+        }
+        let files = disk.list(Path::new("data/member/wal")).unwrap();
+        let segments = files.iter().filter(|path| path.extension().is_some_and(|end| end == "wal")).count();
+        assert!(stay.contains(&segments), "--max-wals={max_wals}: {segments}");
+    }
 }
 
 #[test]

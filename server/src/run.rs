@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 use trilith_disk::{Disk, RealDisk};
+use trilith_tls::Source;
 use trilith_wal::Wal;
 
 use crate::apply::quota::Quota;
@@ -32,7 +33,8 @@ use crate::discovery::{self, JoinError};
 use crate::outlet::carry_out;
 use crate::peer::{self, Remote, Transport};
 use crate::rpc::{Api, Options, Server, Stop};
-use crate::{logging, memory};
+use crate::tls::{Acceptor, Handshakes};
+use crate::{logging, memory, tls};
 
 /// Runs the process; what it was given does not include its own name.
 pub fn main(
@@ -209,7 +211,10 @@ async fn join_members(config: &mut Config) -> Result<(), String> {
 
 async fn member(mut config: Config, disk: Arc<dyn Disk>, first_start: bool) -> Result<(), String> {
     let mut signalled = std::pin::pin!(signalled()?);
-    let server = Server::bind(&config.listen_client).map_err(|error| error.to_string())?;
+    let acceptor = client_acceptor(&config)?;
+    let listeners = config.listen_client.iter();
+    let listeners = listeners.map(|&(address, secure)| (address, acceptor.clone().filter(|_| secure)));
+    let server = Server::bind(listeners.collect()).map_err(|error| error.to_string())?;
     let listener = peer::Listener::bind(&config.listen_peer_urls).map_err(|error| error.to_string())?;
     let asked = tokio::select! {
         asked = ask_others(&mut config, first_start) => asked?,
@@ -325,12 +330,13 @@ async fn with_peers(
     let why = match why {
         Some(name) => name,
         None => {
-            for address in addresses {
+            for (address, (_, secure)) in addresses.iter().zip(&config.listen_client) {
                 let address = address.to_string();
-                log::info!(
-                    traffic = "grpc", address = address.as_str();
-                    "serving client traffic insecurely; this is strongly discouraged!"
-                );
+                let how = match secure {
+                    true => "serving client traffic securely",
+                    false => "serving client traffic insecurely; this is strongly discouraged!",
+                };
+                log::info!(traffic = "grpc", address = address.as_str(); "{how}");
             }
             log::info!("ready to serve client requests");
             tokio::select! {
@@ -354,6 +360,36 @@ async fn with_peers(
 
 fn texts(urls: &[config::url::Url]) -> Vec<String> {
     urls.iter().map(ToString::to_string).collect()
+}
+
+/// What shakes hands at the client port, if one of its URLs wants that; makes the certificate of `--auto-tls`.
+fn client_acceptor(config: &Config) -> Result<Option<Acceptor>, String> {
+    let port = &config.tls.client;
+    let mut settings = port.settings.clone();
+    for url in config.listen_client_urls.iter().filter(|url| !url.is_tls()) {
+        let url = url.to_string();
+        if !settings.is_empty() {
+            log::warn!("client-url" = url.as_str(); "scheme is http or unix while key and cert files are present; ignoring key and cert files");
+        }
+        if settings.client_cert_auth {
+            log::warn!("client-url" = url.as_str(); "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL");
+        }
+    }
+    if port.auto {
+        if settings.is_empty() {
+            let folder = config.data_dir.join("fixtures").join("client");
+            let years = config.tls.validity_years;
+            settings = tls::self_signed(settings, &folder, &config.listen_client_urls, years)?;
+        } else {
+            log::warn!("ignoring client auto TLS since certs given");
+        }
+    }
+    if config.listen_client.iter().all(|(_, secure)| !secure) {
+        return Ok(None);
+    }
+    let source = Source::open(settings).map_err(|error| error.to_string())?;
+    let handshakes = Handshakes::start().map_err(|error| format!("failed to start a thread: {error}"))?;
+    Ok(Some(Acceptor::for_clients(Arc::new(source), handshakes)))
 }
 
 fn core_config(config: &Config, disk: Arc<dyn Disk>) -> core::Config {

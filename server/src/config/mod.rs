@@ -6,6 +6,7 @@
 pub mod discovery;
 mod parse;
 mod table;
+pub mod tls;
 pub mod url;
 mod value;
 
@@ -90,8 +91,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where the log lives, if elsewhere.
     pub wal_dir: Option<PathBuf>,
-    /// Where clients are served.
-    pub listen_client: Vec<SocketAddr>,
+    /// Where clients are served, and whether with TLS.
+    pub listen_client: Vec<(SocketAddr, bool)>,
     /// The same as URLs.
     pub listen_client_urls: Vec<Url>,
     /// Where peers will be served.
@@ -160,6 +161,8 @@ pub struct Config {
     pub io_threads: usize,
     /// Bytes; None: by the memory of the machine.
     pub memory_budget: Option<usize>,
+    /// Certificates and keys.
+    pub tls: tls::Tls,
     /// Where log lines go.
     pub logging: logging::Options,
     /// Every flag with its effective value, for the log.
@@ -194,6 +197,7 @@ impl Config {
         bind_addresses("listen-peer-urls", &listen_peer_urls)?;
         let listen_client_urls = urls("listen-client-urls")?;
         let listen_client = bind_addresses("listen-client-urls", &listen_client_urls)?;
+        let tls = tls::Tls::read(&given, &listen_client_urls, &listen_peer_urls)?;
         let advertise_peer_urls = urls("initial-advertise-peer-urls")?;
         check_hosts("initial-advertise-peer-urls", &advertise_peer_urls)?;
         let advertise_client_urls = urls("advertise-client-urls")?;
@@ -255,6 +259,7 @@ impl Config {
                 n => n,
             },
             memory_budget: memory_budget(&given)?,
+            tls,
             logging: logging_of(&given)?,
             effective: effective(&given),
             notes: given.notes,
@@ -461,13 +466,15 @@ fn raft_times(given: &Given) -> Result<(Duration, Duration), String> {
     Ok((Duration::from_millis(heartbeat), Duration::from_millis(election)))
 }
 
-fn bind_addresses(flag: &str, urls: &[Url]) -> Result<Vec<SocketAddr>, String> {
+fn bind_addresses(flag: &str, urls: &[Url]) -> Result<Vec<(SocketAddr, bool)>, String> {
     let mut addresses = Vec::with_capacity(urls.len());
     for url in urls {
-        if url.scheme != "http" {
-            return Err(format!("--{flag}: {url}: only http is supported yet by this version of Trilith"));
+        if url.host_port().is_none() {
+            return Err(format!(
+                "--{flag}: {url}: only http and https are supported yet by this version of Trilith"
+            ));
         }
-        addresses.push(url.bind_address()?);
+        addresses.push((url.bind_address()?, url.is_tls()));
     }
     Ok(addresses)
 }

@@ -48,6 +48,11 @@ impl Url {
         }
     }
 
+    /// Whether it is one of TLS.
+    pub fn is_tls(&self) -> bool {
+        ["https", "unixs"].contains(&&*self.scheme)
+    }
+
     /// The address to listen on: an IP address or localhost.
     pub fn bind_address(&self) -> Result<SocketAddr, String> {
         let not_ip = || format!("expected IP in URL for binding ({self})");

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ pub struct Call {
     respond: SendResponse<Bytes>,
     timeout: Option<Duration>,
     stop: Stop,
+    common_name: Option<Arc<str>>,
 }
 
 /// The request messages of a call.
@@ -234,6 +236,7 @@ impl Call {
         mut respond: SendResponse<Bytes>,
         receive_limit: usize,
         stop: Stop,
+        common_name: Option<Arc<str>>,
     ) -> Option<(http::uri::PathAndQuery, Call)> {
         let (parts, body) = request.into_parts();
         let timeout = match wire::check_request(&parts) {
@@ -245,12 +248,17 @@ impl Call {
         };
         let path = parts.uri.into_parts().path_and_query?;
         let requests = Requests { body, frames: Frames::new(receive_limit) };
-        Some((path, Call { headers: parts.headers, requests, respond, timeout, stop }))
+        Some((path, Call { headers: parts.headers, requests, respond, timeout, stop, common_name }))
     }
 
     /// The client's metadata.
     pub fn headers(&self) -> &HeaderMap {
         &self.headers
+    }
+
+    /// The common name of the client's certificate, with `--client-cert-auth`.
+    pub fn common_name(&self) -> Option<&str> {
+        self.common_name.as_deref()
     }
 
     /// Refuses the call.

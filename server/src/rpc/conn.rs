@@ -7,12 +7,12 @@ use std::time::Duration;
 use h2::server::Builder;
 use h2::{Ping, PingPong};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, timeout};
 
 use super::authority::Mended;
 use super::server::{Options, Stop};
 use super::{Call, Routes};
+use crate::tls::Stream;
 
 /// How long a client may take until its connection speaks HTTP/2.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -32,15 +32,16 @@ const NOT_HTTP2: &str =
     "this port speaks gRPC over HTTP/2; HTTP/1.1 and the JSON gateway are not there yet\n";
 
 /// Serves the connection until it ends, or, after `stop`, until its calls have ended.
-pub(super) async fn serve<R: Routes>(mut socket: TcpStream, routes: R, options: Options, stop: Stop) {
+pub(super) async fn serve<R: Routes>(mut stream: Stream, routes: R, options: Options, stop: Stop) {
     // Fails only on a socket that is gone already.
-    let _ = socket.set_nodelay(true);
+    let _ = stream.tcp().and_then(|socket| socket.set_nodelay(true));
+    let common_name = stream.common_name().cloned();
     let open = async {
-        if !speaks_http2(&mut socket).await? {
-            refuse_http1(&mut socket).await?;
+        if !speaks_http2(&mut stream).await? {
+            refuse_http1(&mut stream).await?;
             return Ok(None);
         }
-        builder(&options).handshake(Mended::new(socket)).await.map(Some).map_err(std::io::Error::other)
+        builder(&options).handshake(Mended::new(stream)).await.map(Some).map_err(std::io::Error::other)
     };
     let mut connection = match timeout(HANDSHAKE_TIMEOUT, open).await {
         Ok(Ok(Some(connection))) => connection,
@@ -71,7 +72,9 @@ pub(super) async fn serve<R: Routes>(mut socket: TcpStream, routes: R, options: 
         match next {
             Some(Ok((request, respond))) => {
                 let receive_limit = options.receive_limit;
-                if let Some((path, call)) = Call::accept(request, respond, receive_limit, stop.clone()) {
+                if let Some((path, call)) =
+                    Call::accept(request, respond, receive_limit, stop.clone(), common_name.clone())
+                {
                     routes.route(path.path(), call);
                 }
             }
@@ -97,14 +100,13 @@ fn builder(options: &Options) -> Builder {
 }
 
 /// Peeks at the first bytes. Fewer than three that could still be HTTP/2's preface are left to h2 to judge.
-async fn speaks_http2(socket: &mut TcpStream) -> std::io::Result<bool> {
+async fn speaks_http2(stream: &mut Stream) -> std::io::Result<bool> {
     let mut first = [0; 3];
-    let n = socket.peek(&mut first).await?;
-    Ok(b"PRI".starts_with(&first[..n]))
+    Ok(b"PRI".starts_with(stream.peek(&mut first).await?))
 }
 
 /// Answers an HTTP/1 request; anything else is only closed.
-async fn refuse_http1(socket: &mut TcpStream) -> std::io::Result<()> {
+async fn refuse_http1(socket: &mut Stream) -> std::io::Result<()> {
     let mut request = [0; 4096];
     let n = socket.read(&mut request).await?;
     if !request[..n].first().is_some_and(u8::is_ascii_uppercase) {

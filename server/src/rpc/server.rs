@@ -4,15 +4,16 @@
 //! runtime of its own. A connection stays where it was dealt to.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
 use super::{Routes, conn};
+use crate::tls::{Acceptor, Parked, Stream};
 
 /// How long calls in flight have to end once the server stops.
 const GRACE: Duration = Duration::from_millis(900);
@@ -59,28 +60,29 @@ impl Stop {
 /// Bound listeners, not yet served.
 #[derive(Debug)]
 pub struct Server {
-    listeners: Vec<TcpListener>,
+    listeners: Vec<(TcpListener, Option<Acceptor>)>,
 }
 
 impl Server {
-    /// Binds all addresses. The error names the address.
-    pub fn bind(addresses: &[SocketAddr]) -> io::Result<Server> {
+    /// Binds all addresses; those with an acceptor speak TLS. The error names the address.
+    pub fn bind(addresses: Vec<(SocketAddr, Option<Acceptor>)>) -> io::Result<Server> {
         let mut listeners = Vec::with_capacity(addresses.len());
-        for &address in addresses {
+        for (address, acceptor) in addresses {
             let bound = StdListener::bind(address).and_then(|listener| {
                 listener.set_nonblocking(true)?;
                 TcpListener::from_std(listener)
             });
-            listeners.push(bound.map_err(|error| {
+            let listener = bound.map_err(|error| {
                 io::Error::new(error.kind(), format!("listen tcp {address}: bind: {error}"))
-            })?);
+            })?;
+            listeners.push((listener, acceptor));
         }
         Ok(Server { listeners })
     }
 
     /// The bound addresses: with the port that the system chose for port 0.
     pub fn local_addrs(&self) -> io::Result<Vec<SocketAddr>> {
-        self.listeners.iter().map(TcpListener::local_addr).collect()
+        self.listeners.iter().map(|(listener, _)| listener.local_addr()).collect()
     }
 
     /// Serves until `stop`, then until calls in flight have ended or the grace period is over. Runs inside a
@@ -92,17 +94,17 @@ impl Server {
         }
         let local = Connections::default();
         let (dealt, mut incoming) = mpsc::channel(64);
-        for listener in self.listeners {
-            tokio::task::spawn_local(accept(listener, dealt.clone(), stop.clone()));
+        for (listener, acceptor) in self.listeners {
+            tokio::task::spawn_local(accept(listener, acceptor, dealt.clone(), stop.clone()));
         }
         drop(dealt);
         let mut turn = 0;
-        while let Some(socket) = incoming.recv().await {
+        while let Some(stream) = incoming.recv().await {
             let share = turn % (workers.len() + 1);
             turn = share + 1;
             match share.checked_sub(1) {
-                None => local.start(socket, routes.clone(), options, stop.clone()),
-                Some(worker) => workers[worker].hand_over(socket),
+                None => local.start(stream, routes.clone(), options, stop.clone()),
+                Some(worker) => workers[worker].hand_over(stream),
             }
         }
         // All shares end side by side. This thread may be the one that answers their calls: it must not block.
@@ -117,20 +119,37 @@ impl Server {
     }
 }
 
-/// Accepts until the stop. Running out of descriptors is waited out, not fatal.
-async fn accept(listener: TcpListener, dealt: mpsc::Sender<TcpStream>, mut stop: Stop) {
-    let mut stopped = std::pin::pin!(stop.wait());
+/// Accepts until the stop. Running out of descriptors is waited out, not fatal. Nobody waits for a handshake but the
+/// connection that it belongs to.
+async fn accept(listener: TcpListener, acceptor: Option<Acceptor>, dealt: mpsc::Sender<Stream>, stop: Stop) {
+    let mut stopped = std::pin::pin!(stop.clone_wait());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = &mut stopped => return,
         };
         match accepted {
-            Ok((socket, _)) => {
-                if dealt.send(socket).await.is_err() {
-                    return;
+            Ok((socket, _)) => match &acceptor {
+                None => {
+                    if dealt.send(socket.into()).await.is_err() {
+                        return;
+                    }
                 }
-            }
+                Some(acceptor) => {
+                    let (acceptor, dealt, stop) = (acceptor.clone(), dealt.clone(), stop.clone_wait());
+                    tokio::task::spawn_local(async move {
+                        tokio::select! {
+                            stream = acceptor.accept(socket) => {
+                                if let Some(stream) = stream {
+                                    // Fails when the server has ended, and the connection with it.
+                                    let _ = dealt.send(stream).await;
+                                }
+                            }
+                            () = stop => {}
+                        }
+                    });
+                }
+            },
             Err(error) => {
                 log::warn!(error:% = error; "failed to accept a client connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -154,10 +173,10 @@ impl Default for Connections {
 }
 
 impl Connections {
-    fn start<R: Routes>(&self, socket: TcpStream, routes: R, options: Options, stop: Stop) {
+    fn start<R: Routes>(&self, stream: Stream, routes: R, options: Options, stop: Stop) {
         let alive = self.alive.clone();
         tokio::task::spawn_local(async move {
-            conn::serve(socket, routes, options, stop).await;
+            conn::serve(stream, routes, options, stop).await;
             drop(alive);
         });
     }
@@ -173,19 +192,19 @@ impl Connections {
 /// A thread with a runtime that serves its share of the connections.
 #[derive(Debug)]
 struct Worker {
-    dealt: mpsc::UnboundedSender<StdStream>,
+    dealt: mpsc::UnboundedSender<Parked>,
     thread: std::thread::JoinHandle<()>,
 }
 
 impl Worker {
     fn start<R: Routes>(number: usize, routes: R, options: Options, stop: Stop) -> io::Result<Worker> {
-        let (dealt, mut incoming) = mpsc::unbounded_channel::<StdStream>();
+        let (dealt, mut incoming) = mpsc::unbounded_channel::<Parked>();
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let serve = async move {
             let connections = Connections::default();
-            while let Some(socket) = incoming.recv().await {
-                match TcpStream::from_std(socket) {
-                    Ok(socket) => connections.start(socket, routes.clone(), options, stop.clone()),
+            while let Some(parked) = incoming.recv().await {
+                match parked.adopt() {
+                    Ok(stream) => connections.start(stream, routes.clone(), options, stop.clone()),
                     Err(error) => log::warn!(error:% = error; "failed to take over a client connection"),
                 }
             }
@@ -197,10 +216,10 @@ impl Worker {
         Ok(Worker { dealt, thread })
     }
 
-    fn hand_over(&self, socket: TcpStream) {
+    fn hand_over(&self, stream: Stream) {
         // Both fail only when the socket or the worker has just ended, and the connection with it.
-        if let Ok(socket) = socket.into_std() {
-            let _ = self.dealt.send(socket);
+        if let Ok(parked) = stream.park() {
+            let _ = self.dealt.send(parked);
         }
     }
 

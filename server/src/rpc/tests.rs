@@ -215,7 +215,7 @@ fn with_options<F: Future<Output = ()>>(
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async {
-        let server = Server::bind(&["127.0.0.1:0".parse().unwrap()]).unwrap();
+        let server = Server::bind(vec![("127.0.0.1:0".parse().unwrap(), None)]).unwrap();
         let address = server.local_addrs().unwrap()[0];
         let routes = TestRoutes::default();
         let (stop, stopped) = Stop::new();

@@ -12,6 +12,7 @@ use h2::client::SendRequest;
 use h2::{RecvStream, SendStream};
 use http::Request;
 use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use trilith_proto::etcdserverpb::{PutRequest, PutResponse};
 
@@ -150,12 +151,28 @@ pub struct Stream {
 
 impl Client {
     pub async fn connect(address: SocketAddr) -> Client {
-        let socket = TcpStream::connect(address).await.unwrap();
-        let (send, connection) = h2::client::handshake(socket).await.unwrap();
+        Client::over(TcpStream::connect(address).await.unwrap()).await.unwrap()
+    }
+
+    /// Over a connection that stands.
+    pub async fn over(io: impl AsyncRead + AsyncWrite + Unpin + 'static) -> Result<Client, h2::Error> {
+        let (send, connection) = h2::client::handshake(io).await?;
         tokio::task::spawn_local(async move {
             let _ = connection.await;
         });
-        Client(send)
+        Ok(Client(send))
+    }
+
+    /// Whether the connection still takes a put.
+    pub async fn try_put(&self, key: &str) -> Result<(), h2::Error> {
+        let request = PutRequest { key: Bytes::copy_from_slice(key.as_bytes()), ..PutRequest::default() };
+        let head = Request::post("http://h/etcdserverpb.KV/Put").header("content-type", "application/grpc");
+        let mut ready = self.0.clone().ready().await?;
+        let (response, mut send) = ready.send_request(head.body(()).unwrap(), false)?;
+        send.send_data(frame(&request), true)?;
+        let response = response.await?;
+        assert_eq!(response.headers().get("grpc-status"), None);
+        Ok(())
     }
 
     pub async fn try_connect(address: SocketAddr) -> Result<Client, String> {

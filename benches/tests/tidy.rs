@@ -19,7 +19,7 @@ const MAY_KNOW: [(&str, &[&str]); 12] = [
     ("engine", &["disk", "failpoint", "proto"]),
     ("raft", &["disk", "failpoint", "proto", "wal"]),
     ("server", &["disk", "dns", "engine", "failpoint", "proto", "raft", "tls", "wal"]),
-    ("tools", &["disk", "dns", "engine", "proto", "wal"]),
+    ("tools", &["disk", "dns", "engine", "proto", "tls", "wal"]),
     ("benches", &["proto"]),
 ];
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A session as users have it, through an etcdctl, with every output compared: put, get with prefixes and at old
 # revisions, watch from a past revision, a transaction, a lease that expires and takes its keys along, compaction and
-# the error after it.
+# the error after it. Then the same over TLS, with a certificate that the server made and with certificates for clients.
 #
 #   etcdctl.sh [ETCDCTL]...    Debian's and ours when none is named
 
@@ -15,8 +15,11 @@ expect() {
     [ "$3" = "$2" ] || fail "$1:"$'\n'"--- expected"$'\n'"$2"$'\n'"--- found"$'\n'"$3"
 }
 
+# What every call has beside its arguments.
+SECURE=()
+
 ctl() {
-    "$CTL" --endpoints="127.0.0.1:$PORT" "$@"
+    "$CTL" --endpoints="$SCHEME://127.0.0.1:$PORT" "${SECURE[@]}" "$@"
 }
 
 # refused WHAT TEXT ARGUMENTS...: ends with 1, says "Error: TEXT" on standard error and nothing on standard output.
@@ -34,7 +37,7 @@ refused() {
 watched() {
     local lines=$1 line out= fd pid
     shift
-    exec {fd}< <(exec "$CTL" --endpoints="127.0.0.1:$PORT" watch "$@" 2>&1)
+    exec {fd}< <(exec "$CTL" --endpoints="$SCHEME://127.0.0.1:$PORT" "${SECURE[@]}" watch "$@" 2>&1)
     pid=$!
     for _ in $(seq "$lines"); do
         IFS= read -r -t 20 line <&"$fd" || { out+="(nothing more came)"$'\n'; break; }
@@ -139,6 +142,52 @@ endpoints() {
     done
 }
 
+# A certificate of the authority: certify NAME EXTENSIONS
+certify() {
+    openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=$1" \
+        -keyout "$WORK/$1.key" -out "$WORK/$1.csr" 2>/dev/null
+    openssl x509 -req -in "$WORK/$1.csr" -CA "$WORK/ca.crt" -CAkey "$WORK/ca.key" -CAcreateserial -days 2 \
+        -extfile <(printf '%s' "$2") -out "$WORK/$1.crt" 2>/dev/null
+}
+
+# An answer of any kind is no refusal: with TLS 1.3 a client learns of one after its handshake.
+turned_away() {
+    local what=$1
+    shift
+    if "$CTL" --endpoints="https://127.0.0.1:$PORT" --command-timeout=2s --dial-timeout=2s "$@" get foo >"$WORK/out" 2>&1; then
+        fail "$what: $(cat "$WORK/out")"
+    fi
+    CHECKS=$((CHECKS + 1))
+}
+
+secure_sessions() {
+    SCHEME=https
+    start_server "$PORT" --auto-tls
+    SECURE=(--cacert "$WORK/data/fixtures/client/cert.pem")
+    turned_away "a client that knows no authority"
+    keys_and_revisions
+    watches
+    SECURE=(--insecure-transport=false --insecure-skip-tls-verify)
+    transactions
+    stop_server
+
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=ca" -days 2 \
+        -keyout "$WORK/ca.key" -out "$WORK/ca.crt" 2>/dev/null
+    certify server "subjectAltName=IP:127.0.0.1"
+    certify client ""
+    SECURE=(--cacert "$WORK/ca.crt" --cert "$WORK/client.crt" --key "$WORK/client.key")
+    start_server "$PORT" --client-cert-auth --trusted-ca-file="$WORK/ca.crt" --cert-file="$WORK/server.crt" \
+        --key-file="$WORK/server.key"
+    turned_away "a client without a certificate" --cacert "$WORK/ca.crt"
+    keys_and_revisions
+    watches
+    leases
+    stop_server
+    SCHEME=http SECURE=()
+}
+
+command -v openssl >/dev/null || fail "openssl is not there: install it first"
+SCHEME=http
 [ $# -gt 0 ] || set -- "$(command -v etcdctl)" "$TARGET/debug/etcdctl"
 for CTL in "$@"; do
     [ -x "$CTL" ] || fail "$CTL is not there: install or build it first"
@@ -149,5 +198,6 @@ for CTL in "$@"; do
         $part
     done
     stop_server
+    secure_sessions
     echo "etcdctl session with $CTL: $CHECKS checks passed"
 done

@@ -7,13 +7,15 @@ use std::future::Future;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 use trilith_dns::Resolver;
 
 use crate::exit::Failure;
 use crate::flags::Flags;
+use crate::reach::{Target, Tls};
 use crate::srv;
+use crate::terminal::warn;
 
 mod stubs {
     //! The generated client stubs.
@@ -32,6 +34,8 @@ pub(crate) const DEADLINE_EXCEEDED: &str = "context deadline exceeded";
 
 /// gRPC clients never ping more often than this, whatever they are told; servers close connections of those that do.
 const MIN_PING_INTERVAL: Duration = Duration::from_secs(10);
+/// What log lines name as their origin.
+const CALLER: &str = "client/client.rs";
 /// How long to wait before the endpoints are tried once more.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Requests larger than this are refused before they are sent, unless a flag says otherwise.
@@ -51,6 +55,7 @@ const NOT_IN_CLIENT_MAP: [&str; 7] = [
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) endpoints: Vec<String>,
+    pub(crate) tls: Tls,
     pub(crate) dial_timeout: Duration,
     /// From the start of a command to the end of its request, connecting included.
     pub(crate) command_timeout: Duration,
@@ -66,7 +71,7 @@ impl Config {
     /// The connection's flags of `etcdctl`.
     ///
     /// # Errors
-    /// Code 128: a flag asks for TLS or authentication, which are not there yet. Code 1: the domain of
+    /// Code 128: a flag asks for authentication, which is not there yet, or a file cannot be used. Code 1: the domain of
     /// `--discovery-srv` has no records.
     pub(crate) fn from_flags(flags: &Flags) -> Result<Config, Failure> {
         for name in ["cert", "key", "cacert"] {
@@ -74,18 +79,13 @@ impl Config {
                 return Err(Failure::bad_args(format_args!("empty string is passed to --{name} option")));
             }
         }
-        let texts = ["cert", "key", "cacert", "user", "password", "auth-jwt-token"];
-        let given = texts.into_iter().find(|name| !flags.text(name).is_empty());
-        let switched = [("insecure-transport", true), ("insecure-skip-tls-verify", false)];
-        let switched =
-            switched.into_iter().find(|(name, default)| flags.bool(name) != *default).map(|(name, _)| name);
-        if let Some(name) = given.or(switched) {
-            return Err(Failure::bad_args(format_args!(
-                "--{name}: TLS and authentication are not supported yet"
-            )));
+        let mut texts = ["user", "password", "auth-jwt-token"].into_iter();
+        if let Some(name) = texts.find(|name| !flags.text(name).is_empty()) {
+            return Err(Failure::bad_args(format_args!("--{name}: authentication is not supported yet")));
         }
         let config = Config {
             endpoints: endpoints(flags)?,
+            tls: Tls::from_flags(flags)?,
             dial_timeout: flags.duration("dial-timeout"),
             command_timeout: flags.duration("command-timeout"),
             keepalive_time: flags.duration("keepalive-time"),
@@ -111,22 +111,13 @@ impl Config {
         Config { endpoints: vec![endpoint.to_owned()], ..self.clone() }
     }
 
-    fn target(&self, endpoint: &str) -> Result<Endpoint, Failure> {
-        let refuse = |why: &str| Failure::bad_args(format_args!("endpoint {endpoint:?}: {why}"));
-        let url = match endpoint.split_once("://") {
-            None => format!("http://{endpoint}"),
-            Some(("http", _)) => endpoint.to_owned(),
-            Some(("https", _)) => return Err(refuse("TLS is not supported yet")),
-            Some((scheme, _)) => return Err(refuse(&format!("the scheme {scheme} is not supported"))),
-        };
-        let target = Endpoint::from_shared(url).map_err(|error| refuse(&error.to_string()))?;
-        if target.uri().host().is_none() {
-            return Err(refuse("no host"));
-        }
-        Ok(target
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(self.keepalive_time.max(MIN_PING_INTERVAL))
-            .keep_alive_timeout(self.keepalive_timeout))
+    fn target(&self, endpoint: &str) -> Result<Target, Failure> {
+        self.tls.target(endpoint, |target| {
+            target
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(self.keepalive_time.max(MIN_PING_INTERVAL))
+                .keep_alive_timeout(self.keepalive_timeout)
+        })
     }
 
     /// The deadline of a command that starts now.
@@ -143,15 +134,23 @@ impl Config {
         for endpoint in &self.endpoints {
             targets.push(self.target(endpoint)?);
         }
+        let mut reason = DEADLINE_EXCEEDED.to_owned();
+        let mut at = "";
         loop {
-            for target in &targets {
+            for (target, endpoint) in targets.iter().zip(&self.endpoints) {
                 let until = deadline.min(Instant::now() + self.dial_timeout);
-                if let Ok(Ok(channel)) = tokio::time::timeout_at(until, target.connect()).await {
-                    return Ok(self.client(channel, deadline));
+                match tokio::time::timeout_at(until, target.connect()).await {
+                    Ok(Ok(channel)) => return Ok(self.client(channel, deadline)),
+                    Ok(Err(error)) => (reason, at) = (error, endpoint),
+                    Err(_) => {}
                 }
             }
             if Instant::now() + RETRY_PAUSE >= deadline {
                 tokio::time::sleep_until(deadline).await;
+                warn(CALLER, "no endpoint could be reached", |line| {
+                    line.text("endpoint", at);
+                    line.text("error", &reason);
+                });
                 return Err(Failure::error(DEADLINE_EXCEEDED));
             }
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -264,21 +263,32 @@ mod tests {
     fn endpoints_come_with_and_without_a_scheme() {
         let config =
             Config::from_flags(&flags(&["--endpoints=127.0.0.1:1,http://localhost:2,[::1]:3"])).unwrap();
-        let uris: Vec<_> =
-            config.endpoints.iter().map(|e| config.target(e).unwrap().uri().to_string()).collect();
-        assert_eq!(uris, ["http://127.0.0.1:1/", "http://localhost:2/", "http://[::1]:3/"]);
+        let shown = |config: &Config| -> Vec<_> {
+            config.endpoints.iter().map(|endpoint| config.target(endpoint).unwrap().shown()).collect()
+        };
+        assert_eq!(shown(&config), ["http://127.0.0.1:1/", "http://localhost:2/", "http://[::1]:3/"]);
+        let endpoints = "--endpoints=a:1,http://b:2,https://[::1]:3,unix:///tmp/c,unix:d,unixs://e:1";
+        let config = Config::from_flags(&flags(&[endpoints])).unwrap();
+        let unix = ["http://localhost//tmp/c", "http://localhost/d", "https://localhost/e:1"];
+        assert_eq!(shown(&config)[..3], ["http://a:1/", "http://b:2/", "https://[::1]:3/"]);
+        assert_eq!(shown(&config)[3..], unix);
+        for flag in ["--insecure-transport=false", "--insecure-skip-tls-verify"] {
+            let config = Config::from_flags(&flags(&[endpoints, flag])).unwrap();
+            let unix = ["https://localhost//tmp/c", "https://localhost/d", "https://localhost/e:1"];
+            assert_eq!(shown(&config)[..3], ["https://a:1/", "http://b:2/", "https://[::1]:3/"]);
+            assert_eq!(shown(&config)[3..], unix);
+        }
     }
 
     #[test]
-    fn what_is_not_there_yet_is_refused_by_name() {
+    fn what_is_not_there_is_refused_by_name() {
         for (args, part) in [
-            (&["--cert=a"][..], "--cert:"),
+            (&["--cert=a"][..], "KeyFile and CertFile must both be present[key: , cert: a]"),
+            (&["--cacert=/nothing/here"], "open /nothing/here: "),
             (&["--user", "root:pw"], "--user:"),
-            (&["--insecure-transport=false"], "--insecure-transport:"),
-            (&["--insecure-skip-tls-verify"], "--insecure-skip-tls-verify:"),
             (&["--key="], "empty string is passed to --key option"),
-            (&["--endpoints=https://a:1"], "\"https://a:1\""),
-            (&["--endpoints=unix://a"], "unix"),
+            (&["--endpoints=ftp://a"], "ftp"),
+            (&["--endpoints=unixs://"], "\"unixs://\""),
             (&["--endpoints=a b"], "\"a b\""),
             (&["--endpoints="], "no endpoints"),
         ] {

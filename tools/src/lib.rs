@@ -13,6 +13,7 @@ mod flags;
 mod gojson;
 mod gotext;
 mod print;
+mod reach;
 mod srv;
 mod terminal;
 pub mod utl;

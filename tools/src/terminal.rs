@@ -25,10 +25,19 @@ pub(crate) fn note(text: Arguments<'_>) {
 
 /// Writes a log line as etcd's tools do, to standard error.
 pub(crate) fn info(caller: &str, message: &str, fill: impl FnOnce(&mut Object<'_>)) {
+    log("info", caller, message, fill);
+}
+
+/// The same of something that went wrong.
+pub(crate) fn warn(caller: &str, message: &str, fill: impl FnOnce(&mut Object<'_>)) {
+    log("warn", caller, message, fill);
+}
+
+fn log(level: &str, caller: &str, message: &str, fill: impl FnOnce(&mut Object<'_>)) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut line = String::new();
     object(&mut line, |line| {
-        line.text("level", "info");
+        line.text("level", level);
         line.plain("ts", now.as_secs_f64());
         line.text("caller", caller);
         line.text("msg", message);

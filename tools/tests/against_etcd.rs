@@ -4,11 +4,16 @@
 //! Debian ships release 3.4, ours speaks as 3.7 does; what changed between them is undone by [`as_of_3_7`] and nothing
 //! else is. Built only with the feature `real-etcd`; then a missing etcd is a failure.
 
+#[path = "../../tls/tests/authority/mod.rs"]
+mod authority;
+
 use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use authority::{Authority, Files, as_usual};
 
 const ETCD: &str = "/usr/bin/etcd";
 const DEBIANS: &str = "/usr/bin/etcdctl";
@@ -20,10 +25,14 @@ struct Etcd {
     folder: PathBuf,
     endpoint: String,
     peer: String,
+    /// What the tools are given beside the endpoint.
+    with: Vec<String>,
 }
 
+/// With a certificate among the flags, clients are served over TLS.
 fn spawn(folder: &Path, client: &str, peer: &str, flags: &[&str]) -> Child {
-    let urls = [format!("http://{client}"), format!("http://{peer}")];
+    let scheme = if flags.iter().any(|flag| flag.starts_with("--cert-file=")) { "https" } else { "http" };
+    let urls = [format!("{scheme}://{client}"), format!("http://{peer}")];
     Command::new(ETCD)
         .arg("--data-dir")
         .arg(folder)
@@ -39,12 +48,16 @@ fn spawn(folder: &Path, client: &str, peer: &str, flags: &[&str]) -> Child {
 
 impl Etcd {
     fn start(name: &str) -> Etcd {
+        Etcd::start_with(name, &[], Vec::new())
+    }
+
+    fn start_with(name: &str, flags: &[&str], with: Vec<String>) -> Etcd {
         // Both stay bound until both numbers are known, so they differ.
         let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
         let [client, peer] = ports.map(|port| port.local_addr().expect("a bound port").to_string());
         let folder = std::env::temp_dir().join(format!("trilith-{name}-{}", std::process::id()));
-        let child = spawn(&folder, &client, &peer, &[]);
-        let etcd = Etcd { child, folder, endpoint: client, peer };
+        let child = spawn(&folder, &client, &peer, flags);
+        let etcd = Etcd { child, folder, endpoint: client, peer, with };
         etcd.wait_until_healthy();
         etcd
     }
@@ -75,7 +88,7 @@ impl Etcd {
 
     fn run(&self, program: &str, args: &[&str], input: &[u8]) -> Output {
         let mut command = Command::new(program);
-        command.args(["--endpoints", &self.endpoint]).args(args).env_clear();
+        command.args(["--endpoints", &self.endpoint]).args(&self.with).args(args).env_clear();
         if program == DEBIANS {
             command.env("ETCDCTL_API", "3");
         }
@@ -427,6 +440,51 @@ fn shown_within(etcd: &Etcd, program: &str, args: &[&str], wanted: Option<usize>
     reader.join().expect("the reader does not panic");
     assert!(!out.is_empty(), "{program} {args:?} shows nothing");
     out
+}
+
+#[test]
+fn tls_of_a_real_etcd() {
+    let files = Files::new("against-etcd");
+    let authority = Authority::new("the authority");
+    let flag = |flag: &str, file: &str| format!("{flag}={}", files.path(file).display());
+    files.put("ca.pem", authority.pem());
+    files.pair("server", &authority.pair("server", &["127.0.0.1"], 10, as_usual));
+    files.pair("alice", &authority.pair("alice", &[], 11, as_usual));
+    files.pair("eve", &Authority::new("another").pair("eve", &[], 12, as_usual));
+    let flags = [
+        flag("--cert-file", "server.crt"),
+        flag("--key-file", "server.key"),
+        flag("--trusted-ca-file", "ca.pem"),
+        "--client-cert-auth".to_owned(),
+    ];
+    let pair = |name: &str| [flag("--cert", &format!("{name}.crt")), flag("--key", &format!("{name}.key"))];
+    let alice: Vec<String> = [flag("--cacert", "ca.pem")].into_iter().chain(pair("alice")).collect();
+    let mut etcd = Etcd::start_with("tls", &flags.each_ref().map(String::as_str), alice.clone());
+    etcd.prepare(&["put", "foo", "bar"]);
+    for args in [&["get", "foo", "-w", "json"][..], &["get", "--prefix", ""], &["member", "list"]] {
+        etcd.same(args);
+    }
+    assert_eq!(etcd.run(OURS, &["put", "foo", "over TLS"], b"").stdout, b"OK\n");
+    assert_eq!(etcd.prepare(&["get", "foo", "--print-value-only"]), "over TLS\n");
+    etcd.with = [vec!["--insecure-skip-tls-verify".to_owned()], pair("alice").to_vec()].concat();
+    etcd.same(&["get", "foo"]);
+    // Who shows no certificate, a wrong one, or trusts nobody who has signed the server's, is served by neither.
+    let short = ["--dial-timeout=1s", "--command-timeout=1s"].map(str::to_owned);
+    for (with, reason) in [
+        (vec![alice[0].clone()], ""),
+        ([vec![alice[0].clone()], pair("eve").to_vec()].concat(), ""),
+        (pair("alice").to_vec(), "x509: certificate signed by unknown authority"),
+        (vec!["--insecure-transport=true".to_owned()], ""),
+    ] {
+        etcd.with = [&with[..], &short].concat();
+        for program in [DEBIANS, OURS] {
+            let output = etcd.run(program, &["get", "foo"], b"");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success() && output.stdout.is_empty(), "{program} {with:?}: {output:?}");
+            // 3.4 does not always say it.
+            assert!(program == DEBIANS || said.contains(reason), "{with:?}: {said}");
+        }
+    }
 }
 
 #[test]

@@ -20,6 +20,7 @@ use crate::exit::Failure;
 use crate::flags::Kind::{Bool, Duration as Time, Int, List, Text, Uint};
 use crate::flags::{Flag, Flags, describe, first_word, flag};
 use crate::gotext::{duration, human_bytes};
+use crate::reach::Tls;
 
 use crate::terminal::{note, say};
 use load::{Load, Operation, key_of, random};
@@ -118,14 +119,13 @@ fn help() -> String {
 }
 
 fn config(flags: &Flags) -> Result<Config, Failure> {
-    if let Some(name) =
-        ["cacert", "cert", "key", "user"].into_iter().find(|name| !flags.text(name).is_empty())
-    {
-        return Err(Failure::error(format_args!("--{name}: TLS and authentication are not supported yet")));
+    if !flags.text("user").is_empty() {
+        return Err(Failure::error("--user: authentication is not supported yet"));
     }
     let dial_timeout = flags.duration("dial-timeout");
     let config = Config {
         endpoints: flags.list("endpoints").to_vec(),
+        tls: Tls::from_flags(flags)?,
         dial_timeout: if dial_timeout.is_zero() { DIAL_TIMEOUT } else { dial_timeout },
         command_timeout: SIDE_REQUEST,
         keepalive_time: Duration::from_secs(30),

@@ -49,6 +49,7 @@ const MAY_USE: &[(&str, &str, &str)] = &[
     ("server/src/outlet.rs", "Instant::now", "a pause before a leader that does not answer is asked again"),
     ("server/src/peer/", "Instant::now", "time limits and heartbeats of connections between members"),
     ("server/src/peer/route.rs", "SystemTime::now", "a peer that probes is told the time"),
+    ("server/src/socket.rs", "Instant::now", "how long a write may wait"),
     ("server/src/tls/mod.rs", "Instant::now", "TLS files are looked at once a second"),
     ("server/src/tls/mod.rs", "thread::Builder", "handshakes have a thread of their own"),
     ("server/src/tls/self_signed.rs", "SystemTime::now", "a certificate is valid from now on"),

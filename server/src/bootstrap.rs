@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::config::url::Url;
 use crate::core::{Join, SERVER_VERSION};
 use crate::peer::{self, Remote, Versions};
+use crate::tls::Connector;
 use trilith_proto::ids;
 
 /// J1.
@@ -28,9 +29,9 @@ type Named = [(String, Vec<Url>)];
 ///
 /// # Errors
 /// Nobody of the cluster answers, or its members are not those of --initial-cluster.
-pub(crate) async fn join(config: &Config) -> Result<(Join, Vec<Remote>), String> {
+pub(crate) async fn join(config: &Config, dialer: &Connector) -> Result<(Join, Vec<Remote>), String> {
     let others = peer_urls_of_others(&config.initial_cluster, &config.name);
-    let (cluster_id, remote) = peer::fetch_members(&others, FETCH_TIMEOUT).await.map_err(|error| {
+    let (cluster_id, remote) = peer::fetch_members(dialer, &others, FETCH_TIMEOUT).await.map_err(|error| {
         log::warn!(error:% = error; "failed to get the members of the cluster from its peer URLs");
         "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"
             .to_owned()
@@ -39,9 +40,9 @@ pub(crate) async fn join(config: &Config) -> Result<(Join, Vec<Remote>), String>
     let member_id = own_id(&config.initial_cluster, &config.name, cluster_id, &remote, &resolved)?;
     let mut versions = Vec::new();
     for member in remote.iter().filter(|member| member.id != member_id) {
-        versions.push(version_of(member).await);
+        versions.push(version_of(dialer, member).await);
     }
-    let downgrade = peer::fetch_downgrade_enabled(&others, FETCH_TIMEOUT).await.unwrap_or(false);
+    let downgrade = peer::fetch_downgrade_enabled(dialer, &others, FETCH_TIMEOUT).await.unwrap_or(false);
     if !is_compatible(&versions, downgrade) {
         return Err("incompatible with current running cluster".to_owned());
     }
@@ -52,7 +53,7 @@ pub(crate) async fn join(config: &Config) -> Result<(Join, Vec<Remote>), String>
 }
 
 /// J7: an error if the others know this member as one that was here before, so that its data is gone.
-pub(crate) async fn check_new(config: &Config) -> Result<(), String> {
+pub(crate) async fn check_new(config: &Config, dialer: &Connector) -> Result<(), String> {
     let others = peer_urls_of_others(&config.initial_cluster, &config.name);
     if others.is_empty() {
         return Ok(());
@@ -63,7 +64,7 @@ pub(crate) async fn check_new(config: &Config) -> Result<(), String> {
     let urls: Vec<String> = own.iter().map(ToString::to_string).collect();
     let id = ids::member_id(&urls, &config.initial_cluster_token, None);
     // Whoever is not there, or not ready, knows nothing of this member.
-    match peer::fetch_members(&others, LOOK_TIMEOUT).await {
+    match peer::fetch_members(dialer, &others, LOOK_TIMEOUT).await {
         Ok((_, remote)) => check_not_bootstrapped(id, &remote),
         Err(_) => Ok(()),
     }
@@ -194,9 +195,9 @@ fn shown(cluster_id: u64, members: &[Member]) -> String {
     format!("{{ClusterID:{cluster_id:x} Members:[{}] RemovedMemberIDs:[]}}", members.join(" "))
 }
 
-async fn version_of(member: &Member) -> Option<Versions> {
+async fn version_of(dialer: &Connector, member: &Member) -> Option<Versions> {
     for url in &member.peer_urls {
-        match peer::fetch_version(url, FETCH_TIMEOUT).await {
+        match peer::fetch_version(dialer, url, FETCH_TIMEOUT).await {
             Ok(versions) => return Some(versions),
             Err(error) => {
                 log::warn!(error:% = error, member = format!("{:x}", member.id).as_str(); "failed to get a member's version")

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::apply::members::{self, Member};
 use crate::core::{Handle, LeaseAsked, Left, Outgoing, PeerEvent, SERVER_VERSION};
-use crate::peer::{PeerError, Remote, Transport, fetch_version};
+use crate::peer::{PeerError, Remote, Transport};
 use crate::service::cluster::{Peers, Promoting};
 use crate::status;
 
@@ -40,7 +40,7 @@ pub(crate) fn carry_out(transport: &Transport, handle: &Handle, outgoing: Outgoi
         spawn_local(ask_leader(transport.clone(), handle.clone(), asked));
     }
     if outgoing.asks_versions {
-        spawn_local(ask_versions(handle.clone()));
+        spawn_local(ask_versions(transport.clone(), handle.clone()));
     }
 }
 
@@ -109,14 +109,14 @@ impl Peers for Transport {
 }
 
 /// O3: the lowest version among the members, this one included.
-async fn ask_versions(handle: Handle) {
+async fn ask_versions(transport: Transport, handle: Handle) {
     let members = members::list(handle.root().view()).unwrap_or_default();
     let own = handle.facts().member_id;
     let mut lowest = Some(SERVER_VERSION.to_owned());
     for member in members.iter().filter(|member| member.id != own) {
         let mut said = None;
         for url in &member.peer_urls {
-            match fetch_version(url, VERSION_PATIENCE).await {
+            match transport.fetch_version(url, VERSION_PATIENCE).await {
                 Ok(versions) => {
                     said = Some(versions.etcdserver);
                     break;

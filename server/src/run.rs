@@ -20,7 +20,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 use trilith_disk::{Disk, RealDisk};
-use trilith_tls::Source;
 use trilith_wal::Wal;
 
 use crate::apply::quota::Quota;
@@ -33,8 +32,8 @@ use crate::discovery::{self, JoinError};
 use crate::outlet::carry_out;
 use crate::peer::{self, Remote, Transport};
 use crate::rpc::{Api, Options, Server, Stop};
-use crate::tls::{Acceptor, Handshakes};
-use crate::{logging, memory, tls};
+use crate::tls::{Connector, Ports};
+use crate::{logging, memory};
 
 /// Runs the process; what it was given does not include its own name.
 pub fn main(
@@ -211,13 +210,14 @@ async fn join_members(config: &mut Config) -> Result<(), String> {
 
 async fn member(mut config: Config, disk: Arc<dyn Disk>, first_start: bool) -> Result<(), String> {
     let mut signalled = std::pin::pin!(signalled()?);
-    let acceptor = client_acceptor(&config)?;
-    let listeners = config.listen_client.iter();
-    let listeners = listeners.map(|&(address, secure)| (address, acceptor.clone().filter(|_| secure)));
+    let tls = Ports::open(&config)?;
+    let listeners = config.listen_client_urls.iter();
+    let listeners = listeners.map(|url| (url.clone(), tls.client.clone().filter(|_| url.is_tls())));
     let server = Server::bind(listeners.collect()).map_err(|error| error.to_string())?;
-    let listener = peer::Listener::bind(&config.listen_peer_urls).map_err(|error| error.to_string())?;
+    let listener = peer::Listener::bind(&config.listen_peer_urls, tls.peer.as_ref());
+    let listener = listener.map_err(|error| error.to_string())?;
     let asked = tokio::select! {
-        asked = ask_others(&mut config, first_start) => asked?,
+        asked = ask_others(&mut config, &tls.dialer, first_start) => asked?,
         name = &mut signalled => {
             log::info!(signal = name; "received signal; shutting down");
             return Ok(());
@@ -236,7 +236,7 @@ async fn member(mut config: Config, disk: Arc<dyn Disk>, first_start: bool) -> R
     );
     if !first_start && config.initial_corrupt_check {
         tokio::select! {
-            checked = corruption::check_at_start(&handle) => checked?,
+            checked = corruption::check_at_start(&handle, &tls.dialer) => checked?,
             name = &mut signalled => {
                 log::info!(signal = name; "received signal; shutting down");
                 return Ok(());
@@ -250,23 +250,28 @@ async fn member(mut config: Config, disk: Arc<dyn Disk>, first_start: bool) -> R
         election: config.election_timeout,
         snap_dir,
         disk,
+        dialer: tls.dialer.clone(),
     };
     let transport = Transport::start(options, listener, handle.clone());
     transport.add_remotes(remotes.unwrap_or_default());
-    let outcome = with_peers(&config, core, handle, server, &transport, signalled).await;
+    let outcome = with_peers(&config, core, handle, server, &transport, tls.dialer, signalled).await;
     transport.stop().await;
     outcome
 }
 
 /// What a first start asks of the members that it was told of; None when there is nothing to learn from them.
-async fn ask_others(config: &mut Config, first_start: bool) -> Result<Option<(Join, Vec<Remote>)>, String> {
+async fn ask_others(
+    config: &mut Config,
+    dialer: &Connector,
+    first_start: bool,
+) -> Result<Option<(Join, Vec<Remote>)>, String> {
     if first_start {
         join_members(config).await?;
     }
     match (first_start, config.initial_cluster_existing) {
         (false, _) => Ok(None),
-        (true, true) => bootstrap::join(config).await.map(Some),
-        (true, false) => bootstrap::check_new(config).await.map(|()| None),
+        (true, true) => bootstrap::join(config, dialer).await.map(Some),
+        (true, false) => bootstrap::check_new(config, dialer).await.map(|()| None),
     }
 }
 
@@ -300,6 +305,7 @@ async fn with_peers(
     handle: Handle,
     server: Server,
     transport: &Transport,
+    dialer: Connector,
     mut signalled: impl Future<Output = &'static str> + Unpin,
 ) -> Result<(), String> {
     let (end_core, core_ends) = oneshot::channel::<()>();
@@ -312,14 +318,14 @@ async fn with_peers(
         let _ = core_ends.await;
     });
     let mut core_task = tokio::task::spawn_local(running);
-    tokio::task::spawn_local(corruption::watch(handle.clone(), config.checks));
+    tokio::task::spawn_local(corruption::watch(handle.clone(), dialer, config.checks));
     let why = tokio::select! {
         outcome = &mut core_task => return core_outcome(outcome),
         _ready = handle.ready() => None,
         name = &mut signalled => Some(name),
     };
     let (stop, stopped) = Stop::new();
-    let addresses = server.local_addrs().map_err(|error| error.to_string())?;
+    let addresses = server.addresses().map_err(|error| error.to_string())?;
     let api = Api::new(
         handle,
         Arc::new(transport.clone()),
@@ -330,8 +336,7 @@ async fn with_peers(
     let why = match why {
         Some(name) => name,
         None => {
-            for (address, (_, secure)) in addresses.iter().zip(&config.listen_client) {
-                let address = address.to_string();
+            for (address, secure) in addresses {
                 let how = match secure {
                     true => "serving client traffic securely",
                     false => "serving client traffic insecurely; this is strongly discouraged!",
@@ -360,36 +365,6 @@ async fn with_peers(
 
 fn texts(urls: &[config::url::Url]) -> Vec<String> {
     urls.iter().map(ToString::to_string).collect()
-}
-
-/// What shakes hands at the client port, if one of its URLs wants that; makes the certificate of `--auto-tls`.
-fn client_acceptor(config: &Config) -> Result<Option<Acceptor>, String> {
-    let port = &config.tls.client;
-    let mut settings = port.settings.clone();
-    for url in config.listen_client_urls.iter().filter(|url| !url.is_tls()) {
-        let url = url.to_string();
-        if !settings.is_empty() {
-            log::warn!("client-url" = url.as_str(); "scheme is http or unix while key and cert files are present; ignoring key and cert files");
-        }
-        if settings.client_cert_auth {
-            log::warn!("client-url" = url.as_str(); "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL");
-        }
-    }
-    if port.auto {
-        if settings.is_empty() {
-            let folder = config.data_dir.join("fixtures").join("client");
-            let years = config.tls.validity_years;
-            settings = tls::self_signed(settings, &folder, &config.listen_client_urls, years)?;
-        } else {
-            log::warn!("ignoring client auto TLS since certs given");
-        }
-    }
-    if config.listen_client.iter().all(|(_, secure)| !secure) {
-        return Ok(None);
-    }
-    let source = Source::open(settings).map_err(|error| error.to_string())?;
-    let handshakes = Handshakes::start().map_err(|error| format!("failed to start a thread: {error}"))?;
-    Ok(Some(Acceptor::for_clients(Arc::new(source), handshakes)))
 }
 
 fn core_config(config: &Config, disk: Arc<dyn Disk>) -> core::Config {

@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use support::{Client, Folder, block_on};
 use tokio::sync::oneshot;
 use trilith_disk::RealDisk;
 use trilith_proto::etcdserverpb as pb;
+use trilith_server::config::url::Url;
 use trilith_server::core::{self, Config, Core};
 use trilith_server::rpc::{Api, Options, Server, Stop};
 use trilith_server::service::cluster::{Peers, Promoting};
@@ -41,7 +41,7 @@ fn with_member<F: Future<Output = ()>>(name: &str, test: impl FnOnce(Client) -> 
             let _ = ends.await;
         }));
         assert!(handle.ready().await);
-        let server = Server::bind(&[SocketAddr::from(([127, 0, 0, 1], 0))]).unwrap();
+        let server = Server::bind(vec![(Url::parse("http://127.0.0.1:0").unwrap(), None)]).unwrap();
         let address = server.local_addrs().unwrap()[0];
         let (stop, stopped) = Stop::new();
         let api = Api::new(handle, Arc::new(Alone), 1 << 20, Duration::from_secs(600));

@@ -20,6 +20,7 @@ use trilith_server::core::PeerEvent;
 use trilith_server::peer::{
     Listener, Options, PeerError, Remote, Transport, fetch_downgrade_enabled, fetch_members, fetch_version,
 };
+use trilith_server::tls::Connector;
 
 /// R2, but for MsgSnap, which has a way of its own.
 const KINDS: [i32; 13] = [2, 3, 4, 5, 6, 8, 9, 13, 14, 15, 16, 17, 18];
@@ -256,7 +257,7 @@ fn what_a_process_did_not_receive_to_the_end_is_removed_by_the_next() {
         for name in ["0000000000000005.snap.db.3.part", "0000000000000005.snap.db", "db", "db.part"] {
             std::fs::write(folder.0.join(name), b"x").unwrap();
         }
-        let listener = Listener::bind(&[Url::parse("http://127.0.0.1:0").unwrap()]).unwrap();
+        let listener = Listener::bind(&[Url::parse("http://127.0.0.1:0").unwrap()], None).unwrap();
         let node = Node::new(9);
         let options = Options::new(1, CLUSTER, vec![], folder.0.clone());
         let _transport = Transport::start(options, listener, node.core.clone());
@@ -271,8 +272,8 @@ fn unix_sockets_serve_as_well() {
         let url = format!("unix://{}/peer.sock", folder.0.display());
         let mut b = Node::new(2);
         // A socket that an earlier process left is no obstacle.
-        drop(Listener::bind(&[Url::parse(&url).unwrap()]).unwrap());
-        let listener = Listener::bind(&[Url::parse(&url).unwrap()]).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(folder.0.join("peer.sock")).unwrap());
+        let listener = Listener::bind(&[Url::parse(&url).unwrap()], None).unwrap();
         let options = Options::new(3, CLUSTER, vec![url.clone()], folder.0.join("snap"));
         let c = Transport::start(options, listener, b.core.clone());
         let mut a = Node::new(1);
@@ -282,21 +283,33 @@ fn unix_sockets_serve_as_well() {
         // It answers where the request said that the sender is.
         c.send(vec![message(MessageType::MsgVoteResp, 3, 1)]);
         assert_eq!(a.message().await, message(MessageType::MsgVoteResp, 3, 1));
-        assert_eq!(fetch_version(&url, PATIENCE).await.unwrap().etcdserver, "3.7.1");
+        assert_eq!(fetch_version(&dialer(), &url, PATIENCE).await.unwrap().etcdserver, "3.7.1");
     });
 }
 
+/// Knows no certificates.
+fn dialer() -> Connector {
+    Connector::default()
+}
+
 #[test]
-fn tls_and_addresses_that_are_taken_are_refused_by_name() {
+fn addresses_that_are_taken_are_refused_by_name() {
     block_on(async {
-        let error = Listener::bind(&[Url::parse("https://127.0.0.1:0").unwrap()]).unwrap_err().to_string();
-        assert_eq!(error, "listen on https://127.0.0.1:0: TLS is not supported yet between members");
+        let error = Listener::bind(&[Url::parse("https://127.0.0.1:0").unwrap()], None).unwrap_err();
+        let text = "cannot listen on TLS for https://127.0.0.1:0: KeyFile and CertFile are not presented";
+        assert_eq!(error.to_string(), text);
         let bound = Bound::new(1);
         let url = url_of(bound.address);
-        let error = Listener::bind(&[Url::parse(&url).unwrap()]).unwrap_err().to_string();
-        assert!(error.starts_with(&format!("listen on {url}: ")), "{error}");
-        let error = fetch_version("https://127.0.0.1:1", PATIENCE).await.unwrap_err().to_string();
-        assert_eq!(error, "https://127.0.0.1:1: TLS is not supported yet between members");
+        let error = Listener::bind(&[Url::parse(&url).unwrap()], None).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("listen tcp {}: bind: ", bound.address)), "{error}");
+        // A file of another kind is not removed.
+        let folder = Folder::new();
+        let path = folder.0.join("precious");
+        std::fs::write(&path, "x").unwrap();
+        let url = Url::parse(&format!("unix://{}", path.display())).unwrap();
+        let error = Listener::bind(&[url], None).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("listen unix {}: bind: ", path.display())), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"x");
     });
 }
 
@@ -312,18 +325,18 @@ fn j1_j4_a_joining_member_asks() {
         *a.core.members.lock().unwrap() = members.clone();
         let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let urls = [url_of(dead), url_of(empty.address), url_of(a.address)];
-        assert_eq!(fetch_members(&urls, PATIENCE).await.unwrap(), (CLUSTER, members));
-        let error = fetch_members(&urls[..2], PATIENCE).await.unwrap_err();
+        assert_eq!(fetch_members(&dialer(), &urls, PATIENCE).await.unwrap(), (CLUSTER, members));
+        let error = fetch_members(&dialer(), &urls[..2], PATIENCE).await.unwrap_err();
         assert!(matches!(error, PeerError::Answer { .. }), "{error}");
-        assert!(matches!(fetch_members(&[], PATIENCE).await, Err(PeerError::NoUrls)));
-        let versions = fetch_version(&urls[2], PATIENCE).await.unwrap();
+        assert!(matches!(fetch_members(&dialer(), &[], PATIENCE).await, Err(PeerError::NoUrls)));
+        let versions = fetch_version(&dialer(), &urls[2], PATIENCE).await.unwrap();
         assert_eq!((&*versions.etcdcluster, &*versions.storage), ("3.7.0", "3.7.0"));
-        assert!(matches!(fetch_version(&urls[0], PATIENCE).await, Err(PeerError::Connect { .. })));
-        assert!(fetch_downgrade_enabled(&urls, PATIENCE).await.unwrap());
+        assert!(matches!(fetch_version(&dialer(), &urls[0], PATIENCE).await, Err(PeerError::Connect { .. })));
+        assert!(fetch_downgrade_enabled(&dialer(), &urls, PATIENCE).await.unwrap());
         // Somebody who accepts and says nothing costs the time that was given, and no more.
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = url_of(silent.local_addr().unwrap());
-        let error = fetch_version(&url, Duration::from_millis(50)).await.unwrap_err();
+        let error = fetch_version(&dialer(), &url, Duration::from_millis(50)).await.unwrap_err();
         assert!(matches!(error, PeerError::Timeout { .. }), "{error}");
     });
 }

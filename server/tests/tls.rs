@@ -18,6 +18,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ProtocolVersion;
 use trilith_proto::mvccpb::KeyValue;
+use trilith_server::config::url::Url;
 use trilith_server::reply::Reply;
 use trilith_server::rpc::{Call, Options, Routes, Server, Stop};
 use trilith_server::tls::{Acceptor, Connector, HANDSHAKES_MAX, Handshakes};
@@ -396,13 +397,14 @@ fn the_common_name_stays_with_the_connection() {
         client_cert_auth,
         ..bed.stranger()
     };
-    let handshakes = Handshakes::start().unwrap();
+    let handshakes = Handshakes::default();
     let alice = bed.client("alice", &bed.authority.pair("alice", &[], 11, as_usual));
     block_on(async {
         for (client_cert_auth, name) in [(true, "alice"), (false, "nobody")] {
             let source = Arc::new(Source::open(listening(client_cert_auth)).unwrap());
             let acceptor = Acceptor::for_clients(source, handshakes.clone());
-            let server = Server::bind(vec![("127.0.0.1:0".parse().unwrap(), Some(acceptor))]).unwrap();
+            let server =
+                Server::bind(vec![(Url::parse("https://127.0.0.1:0").unwrap(), Some(acceptor))]).unwrap();
             let address = server.local_addrs().unwrap()[0];
             let options = Options {
                 receive_limit: 10_000,
@@ -426,7 +428,7 @@ fn the_common_name_stays_with_the_connection() {
 #[test]
 fn peers_check_each_other() {
     let bed = Bed::new("peers");
-    let handshakes = Handshakes::start().unwrap();
+    let handshakes = Handshakes::default();
     let settings = |name: &str, pair: &Pair| Settings { alpn: Vec::new(), ..bed.client(name, pair) };
     let one = settings("one", &bed.authority.pair("peer", &["127.0.0.1"], 21, as_usual));
     let elsewhere = settings("elsewhere", &bed.authority.pair("peer", &["10.9.9.9"], 22, as_usual));
@@ -434,7 +436,7 @@ fn peers_check_each_other() {
     let source = |settings: &Settings| Arc::new(Source::open(settings.clone()).unwrap());
     let allowed = |settings: &Settings| Settings { allowed_cns: vec!["peer".to_owned()], ..settings.clone() };
     let acceptor = |settings: &Settings| Acceptor::for_peers(source(settings), handshakes.clone());
-    let connector = |settings: &Settings| Connector::new(source(settings), handshakes.clone());
+    let connector = |settings: &Settings| Connector::new(settings.clone(), handshakes.clone());
     // Both sides: whether the dialed one came to a stream, and whether a byte came through to the dialer.
     let meet = async |listening: &Settings, dialing: &Settings, host: &str| {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A session as users have it, through an etcdctl, with every output compared: put, get with prefixes and at old
 # revisions, watch from a past revision, a transaction, a lease that expires and takes its keys along, compaction and
-# the error after it. Then the same over TLS, with a certificate that the server made and with certificates for clients.
+# the error after it. Then the same over TLS, with a certificate that the server made and with certificates for clients; and through
+# a unix socket.
 #
 #   etcdctl.sh [ETCDCTL]...    Debian's and ours when none is named
 
@@ -19,7 +20,7 @@ expect() {
 SECURE=()
 
 ctl() {
-    "$CTL" --endpoints="$SCHEME://127.0.0.1:$PORT" "${SECURE[@]}" "$@"
+    "$CTL" --endpoints="${ENDPOINT:-$SCHEME://127.0.0.1:$PORT}" "${SECURE[@]}" "$@"
 }
 
 # refused WHAT TEXT ARGUMENTS...: ends with 1, says "Error: TEXT" on standard error and nothing on standard output.
@@ -37,7 +38,7 @@ refused() {
 watched() {
     local lines=$1 line out= fd pid
     shift
-    exec {fd}< <(exec "$CTL" --endpoints="$SCHEME://127.0.0.1:$PORT" "${SECURE[@]}" watch "$@" 2>&1)
+    exec {fd}< <(exec "$CTL" --endpoints="${ENDPOINT:-$SCHEME://127.0.0.1:$PORT}" "${SECURE[@]}" watch "$@" 2>&1)
     pid=$!
     for _ in $(seq "$lines"); do
         IFS= read -r -t 20 line <&"$fd" || { out+="(nothing more came)"$'\n'; break; }
@@ -186,6 +187,15 @@ secure_sessions() {
     SCHEME=http SECURE=()
 }
 
+unix_socket() {
+    start_server "$PORT" --listen-client-urls="http://127.0.0.1:$PORT,unix://$WORK/client.sock"
+    ENDPOINT=unix://$WORK/client.sock
+    keys_and_revisions
+    watches
+    stop_server
+    ENDPOINT=
+}
+
 command -v openssl >/dev/null || fail "openssl is not there: install it first"
 SCHEME=http
 [ $# -gt 0 ] || set -- "$(command -v etcdctl)" "$TARGET/debug/etcdctl"
@@ -199,5 +209,6 @@ for CTL in "$@"; do
     done
     stop_server
     secure_sessions
+    unix_socket
     echo "etcdctl session with $CTL: $CHECKS checks passed"
 done

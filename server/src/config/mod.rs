@@ -15,7 +15,6 @@ mod tests;
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -91,11 +90,9 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where the log lives, if elsewhere.
     pub wal_dir: Option<PathBuf>,
-    /// Where clients are served, and whether with TLS.
-    pub listen_client: Vec<(SocketAddr, bool)>,
-    /// The same as URLs.
+    /// Where clients are served.
     pub listen_client_urls: Vec<Url>,
-    /// Where peers will be served.
+    /// Where peers are served.
     pub listen_peer_urls: Vec<Url>,
     /// What clients are told.
     pub advertise_client_urls: Vec<Url>,
@@ -194,9 +191,9 @@ impl Config {
             None => PathBuf::from(format!("{name}.etcd")),
         };
         let listen_peer_urls = urls("listen-peer-urls")?;
-        bind_addresses("listen-peer-urls", &listen_peer_urls)?;
+        check_addresses(&listen_peer_urls)?;
         let listen_client_urls = urls("listen-client-urls")?;
-        let listen_client = bind_addresses("listen-client-urls", &listen_client_urls)?;
+        check_addresses(&listen_client_urls)?;
         let tls = tls::Tls::read(&given, &listen_client_urls, &listen_peer_urls)?;
         let advertise_peer_urls = urls("initial-advertise-peer-urls")?;
         check_hosts("initial-advertise-peer-urls", &advertise_peer_urls)?;
@@ -213,7 +210,6 @@ impl Config {
         Ok(Config {
             data_dir,
             wal_dir: given.path("wal-dir").map(PathBuf::from),
-            listen_client,
             listen_client_urls,
             listen_peer_urls,
             advertise_client_urls,
@@ -466,17 +462,9 @@ fn raft_times(given: &Given) -> Result<(Duration, Duration), String> {
     Ok((Duration::from_millis(heartbeat), Duration::from_millis(election)))
 }
 
-fn bind_addresses(flag: &str, urls: &[Url]) -> Result<Vec<(SocketAddr, bool)>, String> {
-    let mut addresses = Vec::with_capacity(urls.len());
-    for url in urls {
-        if url.host_port().is_none() {
-            return Err(format!(
-                "--{flag}: {url}: only http and https are supported yet by this version of Trilith"
-            ));
-        }
-        addresses.push((url.bind_address()?, url.is_tls()));
-    }
-    Ok(addresses)
+fn check_addresses(urls: &[Url]) -> Result<(), String> {
+    let tcp = urls.iter().filter(|url| url.host_port().is_some());
+    tcp.map(Url::bind_address).try_for_each(|address| address.map(drop))
 }
 
 fn check_hosts(flag: &str, urls: &[Url]) -> Result<(), String> {

@@ -48,6 +48,17 @@ impl Url {
         }
     }
 
+    /// For what a certificate must be good there: the host without brackets, which a unix socket has in its name too.
+    pub fn host(&self) -> &str {
+        match self.host_port() {
+            Some((host, _)) => host,
+            None => {
+                let name = self.address.rsplit('/').next().unwrap_or_default();
+                name.split_once(':').map_or(name, |(host, _)| host)
+            }
+        }
+    }
+
     /// Whether it is one of TLS.
     pub fn is_tls(&self) -> bool {
         ["https", "unixs"].contains(&&*self.scheme)

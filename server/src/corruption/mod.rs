@@ -26,6 +26,7 @@ use crate::blocking;
 use crate::core::Handle;
 use crate::peer::{PeerError, fetch_hash_kv};
 use crate::status::Status;
+use crate::tls::Connector;
 use decide::{Answer, Hashed, Round, Sight};
 
 /// Which checks a leader makes, and how often.
@@ -42,11 +43,11 @@ pub struct Checks {
 ///
 /// # Errors
 /// The text of what ends the process.
-pub async fn check_at_start(handle: &Handle) -> Result<(), String> {
+pub async fn check_at_start(handle: &Handle, dialer: &Connector) -> Result<(), String> {
     let own_id = format!("{:x}", handle.facts().member_id);
     log::info!("local-member-id" = own_id.as_str(); "starting initial corruption check");
     let own = look(handle).await.map_err(|status| format!("{own_id} failed to fetch hash: {status}"))?;
-    let answers = ask_others(handle, own.hashed.newest).await.map_err(|status| status.to_string())?;
+    let answers = ask_others(handle, dialer, own.hashed.newest).await.map_err(|status| status.to_string())?;
     let others = decide::at_start(&own, &answers);
     for member in &others {
         log::error!("local-member-id" = own_id.as_str(), "remote-peer-id":% = format!("{member:x}"),
@@ -62,17 +63,20 @@ pub async fn check_at_start(handle: &Handle) -> Result<(), String> {
 }
 
 /// Makes a leader's checks for as long as it is not dropped.
-pub async fn watch(handle: Handle, checks: Checks) {
-    tokio::join!(watch_all(&handle, checks.periodic), watch_compactions(&handle, checks.compactions));
+pub async fn watch(handle: Handle, dialer: Connector, checks: Checks) {
+    tokio::join!(
+        watch_all(&handle, &dialer, checks.periodic),
+        watch_compactions(&handle, &dialer, checks.compactions)
+    );
 }
 
-async fn watch_all(handle: &Handle, every: Duration) {
+async fn watch_all(handle: &Handle, dialer: &Connector, every: Duration) {
     let mut times = Times::every(every);
     while times.next().await {
         if !leads(handle) {
             continue;
         }
-        match check_all(handle).await {
+        match check_all(handle, dialer).await {
             Ok(compared) => {
                 log::info!("number-of-peers-checked" = compared; "finished peer corruption check")
             }
@@ -81,14 +85,14 @@ async fn watch_all(handle: &Handle, every: Duration) {
     }
 }
 
-async fn watch_compactions(handle: &Handle, every: Duration) {
+async fn watch_compactions(handle: &Handle, dialer: &Connector, every: Duration) {
     let mut times = Times::every(every);
     let mut checked = 0;
     while times.next().await {
         if !leads(handle) {
             continue;
         }
-        if let Err(status) = check_compactions(handle, &mut checked).await {
+        if let Err(status) = check_compactions(handle, dialer, &mut checked).await {
             log::warn!(error:% = status; "failed to compare the members at a compaction");
         }
     }
@@ -126,10 +130,10 @@ fn leads(handle: &Handle) -> bool {
 }
 
 /// Compares all members at the leader's revision; how many could be compared.
-async fn check_all(handle: &Handle) -> Result<usize, Status> {
+async fn check_all(handle: &Handle, dialer: &Connector) -> Result<usize, Status> {
     let own = handle.facts().member_id;
     let before = look(handle).await?;
-    let answers = ask_others(handle, before.hashed.newest).await?;
+    let answers = ask_others(handle, dialer, before.hashed.newest).await?;
     // What others may have known by now this member knows after it.
     handle.read_point().await?;
     let after = look(handle).await?;
@@ -143,13 +147,13 @@ async fn check_all(handle: &Handle) -> Result<usize, Status> {
 }
 
 /// Compares the members at the newest compaction that all of them can tell of.
-async fn check_compactions(handle: &Handle, checked: &mut i64) -> Result<(), Status> {
+async fn check_compactions(handle: &Handle, dialer: &Connector, checked: &mut i64) -> Result<(), Status> {
     let own = handle.facts().member_id;
     let root = handle.root();
     let newer: Vec<i64> = root.view().hashed_compactions().into_iter().filter(|at| at > checked).collect();
     for revision in newer {
         let hashed = hash_at(root.clone(), revision).await?;
-        let answers = ask_others(handle, revision).await?;
+        let answers = ask_others(handle, dialer, revision).await?;
         if answers.is_empty() {
             return Ok(());
         }
@@ -212,16 +216,16 @@ async fn hash_at(root: Root, revision: i64) -> Result<Hashed, Status> {
 }
 
 /// Asks all other members at a time.
-async fn ask_others(handle: &Handle, revision: i64) -> Result<Vec<Answer>, Status> {
+async fn ask_others(handle: &Handle, dialer: &Connector, revision: i64) -> Result<Vec<Answer>, Status> {
     let (facts, limit) = (handle.facts(), handle.request_timeout());
     let mut asked = JoinSet::new();
     for member in members::list(handle.root().view())? {
         if member.id == facts.member_id || member.peer_urls.is_empty() {
             continue;
         }
-        let (id, urls) = (member.id, member.peer_urls);
+        let (id, urls, dialer) = (member.id, member.peer_urls, dialer.clone());
         asked.spawn_local(async move {
-            let said = fetch_hash_kv(&urls, facts.cluster_id, revision, limit).await;
+            let said = fetch_hash_kv(&dialer, &urls, facts.cluster_id, revision, limit).await;
             if let Err(error) = &said {
                 tell_why_not(id, revision, error);
             }

@@ -18,8 +18,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::{PeerError, wire};
+use super::PeerError;
 use crate::config::url::Url;
+use crate::tls::Connector;
 
 /// T3: how long a peer may take nothing, or say nothing where it should.
 pub(super) const STALL: Duration = Duration::from_secs(5);
@@ -108,16 +109,22 @@ impl Drop for Connection {
 
 impl Connection {
     /// Connects within a time. Writes fail when nothing goes on for `stall`.
-    pub(super) async fn open(url: &str, limit: Duration, stall: Duration) -> Result<Connection, PeerError> {
-        let wire = wire::connect(url, limit, stall).await?;
+    pub(super) async fn open(
+        dialer: &Connector,
+        url: &str,
+        limit: Duration,
+        stall: Duration,
+    ) -> Result<Connection, PeerError> {
+        let parsed = Url::parse(url).map_err(PeerError::Url)?;
+        let connect = |error| PeerError::Connect { url: url.to_owned(), error };
+        let stream = dialer.dial(&parsed, limit, stall).await.map_err(connect)?;
         let http = |error| PeerError::Http { url: url.to_owned(), error };
-        let (sender, driving) = http1::handshake(TokioIo::new(wire)).await.map_err(http)?;
+        let (sender, driving) = http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
         let driver = tokio::spawn(async move {
             // Whoever waits for an answer hears of it.
             let _ = driving.await;
         });
-        let host = Url::parse(url).ok().filter(|url| url.scheme == "http");
-        let host = host.and_then(|url| HeaderValue::from_str(&url.address).ok());
+        let host = parsed.host_port().and_then(|_| HeaderValue::from_str(&parsed.address).ok());
         let host = host.unwrap_or(HeaderValue::from_static("localhost"));
         Ok(Connection { url: url.to_owned(), host, sender, driver })
     }
@@ -172,6 +179,7 @@ pub(super) async fn read_answer(
 
 /// One call on a connection of its own.
 pub(super) async fn call(
+    dialer: &Connector,
     url: &str,
     request: Builder,
     body: Bytes,
@@ -179,7 +187,7 @@ pub(super) async fn call(
     answer_max: usize,
 ) -> Result<(Parts, Bytes), PeerError> {
     let exchange = async {
-        let mut connection = Connection::open(url, limit.min(CONNECT_MAX), STALL).await?;
+        let mut connection = Connection::open(dialer, url, limit.min(CONNECT_MAX), STALL).await?;
         let answer = connection.send(request, Payload::of(body)).await?;
         read_answer(url, answer, answer_max).await
     };

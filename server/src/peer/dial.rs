@@ -55,7 +55,7 @@ pub(super) async fn keep(link: Arc<Link>, peer: Arc<Peer>, kind: Kind) {
 
 /// S1: asks for a stream.
 async fn dial(link: &Link, peer: &Peer, kind: Kind, url: &str) -> Result<(Connection, Incoming), PeerError> {
-    let mut connection = Connection::open(url, link.connect_max(), STALL).await?;
+    let mut connection = Connection::open(&link.options.dialer, url, link.connect_max(), STALL).await?;
     let path = format!("/raft/stream/{}/{:x}", kind.name(), link.options.member_id);
     let request = link.request(Method::GET, &path).header(RAFT_TO, format!("{:x}", peer.id));
     let asking = async {

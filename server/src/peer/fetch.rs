@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::request::Builder;
 use http::{Method, Request, header};
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,7 @@ use trilith_proto::leasepb::{LeaseInternalRequest, LeaseInternalResponse};
 use super::client::call;
 use super::{CLUSTER_ID, PeerError};
 use crate::apply::members::Member;
+use crate::tls::Connector;
 
 /// Of an answer with members or a version.
 const SMALL: usize = 4 << 20;
@@ -59,6 +61,7 @@ pub struct HashHeader {
 /// # Errors
 /// That of the last URL; one that refuses is final.
 pub async fn fetch_hash_kv(
+    dialer: &Connector,
     urls: &[String],
     cluster_id: u64,
     revision: i64,
@@ -70,7 +73,7 @@ pub async fn fetch_hash_kv(
             .header(header::CONTENT_TYPE, "application/json")
             .header(CLUSTER_ID, format!("{cluster_id:x}"));
         let body = format!("{{\"revision\":{revision}}}");
-        match call(url, request, body.into(), limit, SMALL).await {
+        match call(dialer, url, request, body.into(), limit, SMALL).await {
             Ok((_, answer)) => return json(url, &answer),
             Err(error @ PeerError::Refused { .. }) => return Err(error),
             Err(error) => last = error,
@@ -83,10 +86,14 @@ pub async fn fetch_hash_kv(
 ///
 /// # Errors
 /// That of the last URL.
-pub async fn fetch_members(urls: &[String], limit: Duration) -> Result<(u64, Vec<Member>), PeerError> {
+pub async fn fetch_members(
+    dialer: &Connector,
+    urls: &[String],
+    limit: Duration,
+) -> Result<(u64, Vec<Member>), PeerError> {
     let mut last = PeerError::NoUrls;
     for url in urls {
-        match members_at(url, limit).await {
+        match members_at(dialer, url, limit).await {
             Ok(found) => return Ok(found),
             Err(error) => last = error,
         }
@@ -94,8 +101,8 @@ pub async fn fetch_members(urls: &[String], limit: Duration) -> Result<(u64, Vec
     Err(last)
 }
 
-async fn members_at(url: &str, limit: Duration) -> Result<(u64, Vec<Member>), PeerError> {
-    let (head, body) = call(url, get("/members"), Bytes::new(), limit, SMALL).await?;
+async fn members_at(dialer: &Connector, url: &str, limit: Duration) -> Result<(u64, Vec<Member>), PeerError> {
+    let (head, body) = call(dialer, url, get("/members"), Bytes::new(), limit, SMALL).await?;
     let members: Vec<Member> = json(url, &body)?;
     let id = head.headers.get(CLUSTER_ID).and_then(|id| u64::from_str_radix(id.to_str().ok()?, 16).ok());
     match id {
@@ -109,8 +116,8 @@ async fn members_at(url: &str, limit: Duration) -> Result<(u64, Vec<Member>), Pe
 ///
 /// # Errors
 /// When it cannot be asked, or answers something else.
-pub async fn fetch_version(url: &str, limit: Duration) -> Result<Versions, PeerError> {
-    let (_, body) = call(url, get("/version"), Bytes::new(), limit, SMALL).await?;
+pub async fn fetch_version(dialer: &Connector, url: &str, limit: Duration) -> Result<Versions, PeerError> {
+    let (_, body) = call(dialer, url, get("/version"), Bytes::new(), limit, SMALL).await?;
     json(url, &body)
 }
 
@@ -118,10 +125,14 @@ pub async fn fetch_version(url: &str, limit: Duration) -> Result<Versions, PeerE
 ///
 /// # Errors
 /// That of the last URL.
-pub async fn fetch_downgrade_enabled(urls: &[String], limit: Duration) -> Result<bool, PeerError> {
+pub async fn fetch_downgrade_enabled(
+    dialer: &Connector,
+    urls: &[String],
+    limit: Duration,
+) -> Result<bool, PeerError> {
     let mut last = PeerError::NoUrls;
     for url in urls {
-        last = match call(url, get("/downgrade/enabled"), Bytes::new(), limit, SMALL).await {
+        last = match call(dialer, url, get("/downgrade/enabled"), Bytes::new(), limit, SMALL).await {
             Ok((_, body)) => match body.trim_ascii() {
                 b"true" => return Ok(true),
                 b"false" => return Ok(false),
@@ -134,9 +145,15 @@ pub async fn fetch_downgrade_enabled(urls: &[String], limit: Duration) -> Result
 }
 
 /// L7: has the leader renew a lease; its TTL in seconds.
-pub(super) async fn lease_keep_alive(urls: &[String], id: i64, limit: Duration) -> Result<i64, PeerError> {
+pub(super) async fn lease_keep_alive(
+    dialer: &Connector,
+    urls: &[String],
+    id: i64,
+    limit: Duration,
+) -> Result<i64, PeerError> {
     let body: Bytes = LeaseKeepAliveRequest { id }.encode_to_vec().into();
-    let (url, answer) = ask(urls, "/leases", "application/protobuf", body, None, limit, SMALL).await?;
+    let (url, answer) =
+        ask(dialer, urls, || post("/leases", "application/protobuf"), body, limit, SMALL).await?;
     let answer =
         LeaseKeepAliveResponse::decode(answer).map_err(|error| unreadable(&url, &error.to_string()))?;
     if answer.id == id { Ok(answer.ttl) } else { Err(unreadable(&url, "another lease")) }
@@ -144,6 +161,7 @@ pub(super) async fn lease_keep_alive(urls: &[String], id: i64, limit: Duration) 
 
 /// L8: asks the leader how long a lease has left.
 pub(super) async fn lease_time_to_live(
+    dialer: &Connector,
     urls: &[String],
     id: i64,
     keys: bool,
@@ -153,30 +171,34 @@ pub(super) async fn lease_time_to_live(
     let request = LeaseInternalRequest { lease_time_to_live_request: Some(request) };
     let body = request.encode_to_vec().into();
     let (url, answer) =
-        ask(urls, "/leases/internal", "application/protobuf", body, None, limit, KEYS).await?;
+        ask(dialer, urls, || post("/leases/internal", "application/protobuf"), body, limit, KEYS).await?;
     LeaseInternalResponse::decode(answer).map_err(|error| unreadable(&url, &error.to_string()))
 }
 
 /// M9: has the leader promote a learner; the members afterwards.
 pub(super) async fn promote(
+    dialer: &Connector,
     urls: &[String],
     id: u64,
     token: Option<&str>,
     limit: Duration,
 ) -> Result<Vec<Member>, PeerError> {
     let path = format!("/members/promote/{id}");
-    let (url, answer) = ask(urls, &path, "application/json", Bytes::new(), token, limit, SMALL).await?;
+    let head = || match token {
+        Some(token) => post(&path, "application/json").header(header::AUTHORIZATION, token),
+        None => post(&path, "application/json"),
+    };
+    let (url, answer) = ask(dialer, urls, head, Bytes::new(), limit, SMALL).await?;
     json(&url, &answer)
 }
 
 /// Posts to the first URL that can be reached, round after round while there is time. An answer is an answer, also
 /// one that refuses. The URL that answered, and what.
 async fn ask(
+    dialer: &Connector,
     urls: &[String],
-    path: &str,
-    content: &str,
+    head: impl Fn() -> Builder,
     body: Bytes,
-    token: Option<&str>,
     limit: Duration,
     answer_max: usize,
 ) -> Result<(String, Bytes), PeerError> {
@@ -187,12 +209,7 @@ async fn ask(
     let rounds = async {
         loop {
             for url in urls {
-                let mut request =
-                    Request::builder().method(Method::POST).uri(path).header(header::CONTENT_TYPE, content);
-                if let Some(token) = token {
-                    request = request.header(header::AUTHORIZATION, token);
-                }
-                match call(url, request, body.clone(), limit, answer_max).await {
+                match call(dialer, url, head(), body.clone(), limit, answer_max).await {
                     Ok((_, answer)) => return Ok((url.clone(), answer)),
                     Err(error @ PeerError::Refused { .. }) => return Err(error),
                     Err(error) => last = error,
@@ -204,7 +221,11 @@ async fn ask(
     timeout(limit, rounds).await.unwrap_or(Err(last))
 }
 
-fn get(path: &str) -> http::request::Builder {
+fn post(path: &str, content: &str) -> Builder {
+    Request::builder().method(Method::POST).uri(path).header(header::CONTENT_TYPE, content)
+}
+
+fn get(path: &str) -> Builder {
     Request::builder().method(Method::GET).uri(path)
 }
 

@@ -29,7 +29,6 @@ mod route;
 mod snapshot;
 mod stream;
 mod transport;
-mod wire;
 
 use std::future::Future;
 use std::io;
@@ -44,6 +43,7 @@ use trilith_proto::etcdserverpb::{HashKvResponse, LeaseTimeToLiveResponse};
 use crate::apply::members::Member;
 use crate::core::{Overflow, PeerEvent};
 use crate::status::Status;
+use crate::tls::Connector;
 
 pub use fetch::{
     HashHeader, HashKv, Versions, fetch_downgrade_enabled, fetch_hash_kv, fetch_members, fetch_version,
@@ -78,13 +78,16 @@ pub struct Options {
     pub snap_dir: PathBuf,
     /// The disk that holds it.
     pub disk: Arc<dyn Disk>,
+    /// Dials the others.
+    pub dialer: Connector,
 }
 
 impl Options {
-    /// With etcd's election timeout, and a folder on a real disk.
+    /// With etcd's election timeout, a folder on a real disk, and no certificate of its own.
     pub fn new(member_id: u64, cluster_id: u64, advertise_urls: Vec<String>, snap_dir: PathBuf) -> Options {
         let election = Duration::from_millis(1000);
-        Options { member_id, cluster_id, advertise_urls, election, snap_dir, disk: Arc::new(RealDisk) }
+        let (disk, dialer) = (Arc::new(RealDisk), Connector::default());
+        Options { member_id, cluster_id, advertise_urls, election, snap_dir, disk, dialer }
     }
 }
 

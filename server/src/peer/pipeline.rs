@@ -58,7 +58,7 @@ async fn deliver(
             }
         }
     }
-    let mut connection = Connection::open(&url, link.connect_max(), STALL).await?;
+    let mut connection = Connection::open(&link.options.dialer, &url, link.connect_max(), STALL).await?;
     exchange(link, &mut connection, body).await?;
     *kept = Some(connection);
     Ok(())

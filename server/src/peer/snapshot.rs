@@ -91,7 +91,7 @@ async fn deliver(link: &Link, peer: &Peer, message: &Message, root: Root) -> Res
     head.extend_from_slice(&message.encode_to_vec());
     let left = head.len() as u64 + bytes;
     let url = peer.url();
-    let mut connection = Connection::open(&url, link.connect_max(), STALL).await?;
+    let mut connection = Connection::open(&link.options.dialer, &url, link.connect_max(), STALL).await?;
     let (to_send, parts) = mpsc::channel(1);
     let feeding = tokio::spawn(feed(export, bytes, head.freeze(), to_send));
     let request =

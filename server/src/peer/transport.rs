@@ -13,7 +13,9 @@ use trilith_proto::raftpb::{Message, MessageType};
 
 use super::codec::Kind;
 use super::link::{Link, Peer};
-use super::{Listener, Options, PeerError, Remote, Sink, dial, fetch, pipeline, port, receive, snapshot};
+use super::{
+    Listener, Options, PeerError, Remote, Sink, Versions, dial, fetch, pipeline, port, receive, snapshot,
+};
 use crate::apply::members::Member;
 use crate::config::url::Url;
 
@@ -235,6 +237,11 @@ impl Transport {
         }
     }
 
+    /// J4: what runs at a URL.
+    pub async fn fetch_version(&self, url: &str, limit: Duration) -> Result<Versions, PeerError> {
+        fetch::fetch_version(&self.0.link.options.dialer, url, limit).await
+    }
+
     /// L7: has the leader renew a lease; its TTL in seconds. `Refused` with 404: there is no such lease.
     pub async fn lease_keep_alive(
         &self,
@@ -242,7 +249,7 @@ impl Transport {
         id: i64,
         timeout: Duration,
     ) -> Result<i64, PeerError> {
-        fetch::lease_keep_alive(leader_urls, id, timeout).await
+        fetch::lease_keep_alive(&self.0.link.options.dialer, leader_urls, id, timeout).await
     }
 
     /// L8: asks the leader how long a lease has left. `Refused` with 404: there is no such lease.
@@ -253,7 +260,7 @@ impl Transport {
         keys: bool,
         timeout: Duration,
     ) -> Result<LeaseInternalResponse, PeerError> {
-        fetch::lease_time_to_live(leader_urls, id, keys, timeout).await
+        fetch::lease_time_to_live(&self.0.link.options.dialer, leader_urls, id, keys, timeout).await
     }
 
     /// M9: has the leader promote a learner; the members afterwards. `token` is that of the caller.
@@ -264,6 +271,6 @@ impl Transport {
         token: Option<&str>,
         timeout: Duration,
     ) -> Result<Vec<Member>, PeerError> {
-        fetch::promote(leader_urls, id, token, timeout).await
+        fetch::promote(&self.0.link.options.dialer, leader_urls, id, token, timeout).await
     }
 }

@@ -33,8 +33,6 @@ const NOT_HTTP2: &str =
 
 /// Serves the connection until it ends, or, after `stop`, until its calls have ended.
 pub(super) async fn serve<R: Routes>(mut stream: Stream, routes: R, options: Options, stop: Stop) {
-    // Fails only on a socket that is gone already.
-    let _ = stream.tcp().and_then(|socket| socket.set_nodelay(true));
     let common_name = stream.common_name().cloned();
     let open = async {
         if !speaks_http2(&mut stream).await? {

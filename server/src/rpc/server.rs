@@ -4,15 +4,16 @@
 //! runtime of its own. A connection stays where it was dealt to.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
 use super::{Routes, conn};
+use crate::config::url::Url;
+use crate::socket::Listener;
 use crate::tls::{Acceptor, Parked, Stream};
 
 /// How long calls in flight have to end once the server stops.
@@ -60,29 +61,28 @@ impl Stop {
 /// Bound listeners, not yet served.
 #[derive(Debug)]
 pub struct Server {
-    listeners: Vec<(TcpListener, Option<Acceptor>)>,
+    listeners: Vec<(Listener, Option<Acceptor>, Url)>,
 }
 
 impl Server {
     /// Binds all addresses; those with an acceptor speak TLS. The error names the address.
-    pub fn bind(addresses: Vec<(SocketAddr, Option<Acceptor>)>) -> io::Result<Server> {
-        let mut listeners = Vec::with_capacity(addresses.len());
-        for (address, acceptor) in addresses {
-            let bound = StdListener::bind(address).and_then(|listener| {
-                listener.set_nonblocking(true)?;
-                TcpListener::from_std(listener)
-            });
-            let listener = bound.map_err(|error| {
-                io::Error::new(error.kind(), format!("listen tcp {address}: bind: {error}"))
-            })?;
-            listeners.push((listener, acceptor));
-        }
-        Ok(Server { listeners })
+    pub fn bind(urls: Vec<(Url, Option<Acceptor>)>) -> io::Result<Server> {
+        let listeners = urls.into_iter().map(|(url, acceptor)| Ok((Listener::bind(&url)?, acceptor, url)));
+        Ok(Server { listeners: listeners.collect::<io::Result<_>>()? })
     }
 
-    /// The bound addresses: with the port that the system chose for port 0.
+    /// The bound TCP addresses: with the port that the system chose for port 0.
     pub fn local_addrs(&self) -> io::Result<Vec<SocketAddr>> {
-        self.listeners.iter().map(|(listener, _)| listener.local_addr()).collect()
+        self.listeners.iter().filter_map(|(listener, ..)| listener.local_addr().transpose()).collect()
+    }
+
+    /// The bound addresses as text, and whether they speak TLS.
+    pub fn addresses(&self) -> io::Result<Vec<(String, bool)>> {
+        let address = |(listener, acceptor, url): &(Listener, Option<Acceptor>, Url)| {
+            let own = listener.local_addr()?.map_or_else(|| url.address.clone(), |own| own.to_string());
+            Ok((own, acceptor.is_some()))
+        };
+        self.listeners.iter().map(address).collect()
     }
 
     /// Serves until `stop`, then until calls in flight have ended or the grace period is over. Runs inside a
@@ -94,7 +94,7 @@ impl Server {
         }
         let local = Connections::default();
         let (dealt, mut incoming) = mpsc::channel(64);
-        for (listener, acceptor) in self.listeners {
+        for (listener, acceptor, _) in self.listeners {
             tokio::task::spawn_local(accept(listener, acceptor, dealt.clone(), stop.clone()));
         }
         drop(dealt);
@@ -121,7 +121,7 @@ impl Server {
 
 /// Accepts until the stop. Running out of descriptors is waited out, not fatal. Nobody waits for a handshake but the
 /// connection that it belongs to.
-async fn accept(listener: TcpListener, acceptor: Option<Acceptor>, dealt: mpsc::Sender<Stream>, stop: Stop) {
+async fn accept(listener: Listener, acceptor: Option<Acceptor>, dealt: mpsc::Sender<Stream>, stop: Stop) {
     let mut stopped = std::pin::pin!(stop.clone_wait());
     loop {
         let accepted = tokio::select! {
@@ -129,7 +129,7 @@ async fn accept(listener: TcpListener, acceptor: Option<Acceptor>, dealt: mpsc::
             () = &mut stopped => return,
         };
         match accepted {
-            Ok((socket, _)) => match &acceptor {
+            Ok(socket) => match &acceptor {
                 None => {
                     if dealt.send(socket.into()).await.is_err() {
                         return;

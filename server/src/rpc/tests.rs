@@ -20,6 +20,7 @@ use trilith_proto::mvccpb::KeyValue;
 
 use super::server::Stop;
 use super::{Call, Options, Replies, Requests, Routes, Server, health, router};
+use crate::config::url::Url;
 use crate::reply::{Body, Parts, Reply};
 use crate::status::{Code, Status};
 
@@ -215,7 +216,7 @@ fn with_options<F: Future<Output = ()>>(
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async {
-        let server = Server::bind(vec![("127.0.0.1:0".parse().unwrap(), None)]).unwrap();
+        let server = Server::bind(vec![(Url::parse("http://127.0.0.1:0").unwrap(), None)]).unwrap();
         let address = server.local_addrs().unwrap()[0];
         let routes = TestRoutes::default();
         let (stop, stopped) = Stop::new();

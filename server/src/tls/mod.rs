@@ -8,44 +8,53 @@
 //! What certificates must be is `trilith_tls`'s affair.
 
 mod origin;
+mod ports;
 mod self_signed;
 mod stream;
 
+pub use ports::Ports;
 pub use self_signed::self_signed;
 pub use stream::{Parked, Stream};
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
 use tokio::runtime;
 use tokio::sync::oneshot;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::server::Acceptor as Hello;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
-use trilith_tls::{Configs, Facts, Source, words};
+use trilith_tls::{Configs, Facts, Settings, Source, words};
 
-use stream::Socket;
+use stream::Below;
+
+use crate::config::url::Url;
+use crate::socket::Socket;
 
 /// How long a handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes of those that dial in, at a port at a time.
 pub const HANDSHAKES_MAX: usize = 512;
 
-/// The thread where handshakes run. Clones share it; it ends with the last of them.
-#[derive(Debug, Clone)]
-pub struct Handshakes {
+/// The thread where handshakes run. Clones share it; it begins with the first of them, and ends with the last clone.
+#[derive(Debug, Clone, Default)]
+pub struct Handshakes(Arc<Mutex<Option<Thread>>>);
+
+#[derive(Debug)]
+struct Thread {
     runtime: runtime::Handle,
-    _alive: Arc<oneshot::Sender<()>>,
+    /// Going away, it ends the thread.
+    _alive: oneshot::Sender<()>,
 }
 
-impl Handshakes {
-    /// Starts the thread.
-    pub fn start() -> io::Result<Handshakes> {
+impl Thread {
+    fn start() -> io::Result<Thread> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (alive, ended) = oneshot::channel::<()>();
@@ -53,7 +62,21 @@ impl Handshakes {
             // An error is the end that is waited for.
             let _ = runtime.block_on(ended);
         })?;
-        Ok(Handshakes { runtime: handle, _alive: Arc::new(alive) })
+        Ok(Thread { runtime: handle, _alive: alive })
+    }
+}
+
+impl Handshakes {
+    fn spawn<T: Send + 'static>(
+        &self,
+        handshake: impl Future<Output = T> + Send + 'static,
+    ) -> io::Result<JoinHandle<T>> {
+        let mut thread = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let thread = match &mut *thread {
+            Some(thread) => thread,
+            none => none.insert(Thread::start()?),
+        };
+        Ok(thread.runtime.spawn(handshake))
     }
 }
 
@@ -87,13 +110,14 @@ impl Acceptor {
     }
 
     /// Shakes hands; none when it came to nothing, which has been logged then.
-    pub async fn accept(&self, socket: TcpStream) -> Option<Stream> {
-        let from = socket.peer_addr().ok()?;
-        let socket = socket.into_std().ok()?;
+    pub async fn accept(&self, socket: impl Into<Socket>) -> Option<Stream> {
+        let socket = socket.into();
+        let from = Origin(socket.peer_addr().ok()?);
+        let socket = socket.park().ok()?;
         let own = self.0.clone();
-        let handshake = self.0.handshakes.runtime.spawn(async move {
+        let handshake = self.0.handshakes.spawn(async move {
             let mut server_name = String::new();
-            let answer = own.answer(TcpStream::from_std(socket)?, from, &mut server_name);
+            let answer = own.answer(socket.adopt()?, from, &mut server_name);
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, answer).await {
                 Ok(Ok(parked)) => Ok(parked),
                 Ok(Err(refusal)) => {
@@ -107,6 +131,13 @@ impl Acceptor {
                 }
             }
         });
+        let handshake = match handshake {
+            Ok(handshake) => handshake,
+            Err(error) => {
+                self.0.log(from, "", &Refusal::from(error));
+                return None;
+            }
+        };
         self.0.make_room(handshake.abort_handle());
         match handshake.await {
             Ok(done) => done.and_then(Parked::adopt).ok(),
@@ -115,6 +146,19 @@ impl Acceptor {
                 self.0.log(from, "", &Refusal::from(ended));
                 None
             }
+        }
+    }
+}
+
+/// The address of one that dialed in; at a unix socket there is none.
+#[derive(Debug, Clone, Copy)]
+struct Origin(Option<SocketAddr>);
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str("@"),
         }
     }
 }
@@ -147,11 +191,11 @@ impl Listening {
 
     async fn answer(
         &self,
-        socket: TcpStream,
-        from: SocketAddr,
+        socket: Socket,
+        from: Origin,
         server_name: &mut String,
     ) -> Result<Parked, Refusal> {
-        let hello = LazyConfigAcceptor::new(Hello::default(), Socket::Live(socket)).await?;
+        let hello = LazyConfigAcceptor::new(Hello::default(), Below::Live(socket)).await?;
         hello.client_hello().server_name().unwrap_or_default().clone_into(server_name);
         let Configs { server: Some(config), .. } = self.source.current(Instant::now()) else {
             unreachable!("a listener is opened with a certificate");
@@ -160,7 +204,7 @@ impl Listening {
         let shown = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(Facts::of);
         let shown = shown.transpose().map_err(|error| io::Error::other(format!("{error:?}")))?;
         if let Some(facts) = &shown
-            && let Err(error) = origin::check(facts, from.ip()).await
+            && let Err(error) = origin::check(facts, from.0.map(|from| from.ip())).await
         {
             return Err(Refusal { error: io::Error::other(error), shown });
         }
@@ -169,7 +213,7 @@ impl Listening {
         Ok(Stream::tls(tls.into(), common_name.map(Arc::from)).park()?)
     }
 
-    fn log(&self, from: SocketAddr, server_name: &str, refusal: &Refusal) {
+    fn log(&self, from: Origin, server_name: &str, refusal: &Refusal) {
         let (from, error) = (from.to_string(), words(&refusal.error));
         match &refusal.shown {
             Some(facts) => {
@@ -189,17 +233,55 @@ impl Listening {
     }
 }
 
-/// Dials peers.
-#[derive(Debug, Clone)]
-pub struct Connector {
-    source: Arc<Source>,
+/// Dials peers, over TLS where a URL says so. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Connector(Arc<Dialing>);
+
+#[derive(Debug, Default)]
+struct Dialing {
+    settings: Settings,
+    /// Opened before the first handshake.
+    source: OnceLock<Source>,
     handshakes: Handshakes,
 }
 
+impl Dialing {
+    fn config(&self) -> io::Result<Arc<ClientConfig>> {
+        let source = match self.source.get() {
+            Some(source) => source,
+            None => {
+                let source = Source::open(self.settings.clone()).map_err(io::Error::other)?;
+                self.source.get_or_init(|| source)
+            }
+        };
+        Ok(source.current(Instant::now()).client)
+    }
+}
+
 impl Connector {
-    /// With the certificate and the authorities of a source.
-    pub fn new(source: Arc<Source>, handshakes: Handshakes) -> Connector {
-        Connector { source, handshakes }
+    /// With what the settings name, which is read when it is needed for the first time.
+    pub fn new(settings: Settings, handshakes: Handshakes) -> Connector {
+        Connector(Arc::new(Dialing { settings, source: OnceLock::new(), handshakes }))
+    }
+
+    /// Reads the files now.
+    ///
+    /// # Errors
+    /// One of them cannot be used.
+    pub fn check(&self) -> io::Result<()> {
+        self.0.config().map(drop)
+    }
+
+    /// Dials a URL within a time; a handshake has its own. Writes fail when nothing goes on for `stall_max`.
+    ///
+    /// # Errors
+    /// Nobody is there, or no handshake came about.
+    pub async fn dial(&self, url: &Url, limit: Duration, stall_max: Duration) -> io::Result<Stream> {
+        let socket = match tokio::time::timeout(limit, Socket::connect(url)).await {
+            Ok(socket) => socket?.with_stall_limit(stall_max),
+            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+        };
+        if url.is_tls() { self.connect(url.host(), socket).await } else { Ok(socket.into()) }
     }
 
     /// Shakes hands with the server at the other end, which must have a certificate for `host`: a name, or an address
@@ -207,21 +289,21 @@ impl Connector {
     ///
     /// # Errors
     /// In the words of Go's library. Who drops the future ends the handshake.
-    pub async fn connect(&self, host: &str, socket: TcpStream) -> io::Result<Stream> {
+    pub async fn connect(&self, host: &str, socket: impl Into<Socket>) -> io::Result<Stream> {
         let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
         let name = ServerName::try_from(bare.to_owned())
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let socket = socket.into_std()?;
-        let source = self.source.clone();
-        let handshake = self.handshakes.runtime.spawn(async move {
-            let connector = TlsConnector::from(source.current(Instant::now()).client);
-            let shaking = connector.connect(name, Socket::Live(TcpStream::from_std(socket)?));
+        let socket = socket.into().park()?;
+        let own = self.0.clone();
+        let handshake = self.0.handshakes.spawn(async move {
+            let connector = TlsConnector::from(own.config()?);
+            let shaking = connector.connect(name, Below::Live(socket.adopt()?));
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking).await {
                 Ok(Ok(tls)) => Stream::tls(tls.into(), None).park(),
                 Ok(Err(error)) => Err(io::Error::new(error.kind(), words(&error))),
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),
             }
-        });
+        })?;
         let _guard = EndsWithMe(handshake.abort_handle());
         handshake.await.map_err(io::Error::other)??.adopt()
     }

@@ -1,16 +1,21 @@
 //! Whether a certificate fits the address that its owner dials from, as etcd wants it.
 //!
-//! One that names neither addresses nor hosts fits all. Names are resolved, on threads that may block.
+//! One that names neither addresses nor hosts fits all, and no other fits somebody at a unix socket, who has no address. Names are resolved, on threads that may block.
 
 use std::net::IpAddr;
 
 use trilith_tls::Facts;
 
 /// Checks a certificate for an address; the text says why it does not fit.
-pub(super) async fn check(facts: &Facts, from: IpAddr) -> Result<(), String> {
-    let from = from.to_canonical();
+pub(super) async fn check(facts: &Facts, from: Option<IpAddr>) -> Result<(), String> {
     let (addresses, names) = (&facts.ip_addresses, &facts.dns_names);
-    if (addresses.is_empty() && names.is_empty()) || facts.is_for(&from.to_string()) {
+    if addresses.is_empty() && names.is_empty() {
+        return Ok(());
+    }
+    let Some(from) = from.map(|from| from.to_canonical()) else {
+        return Err("address @: missing port in address".to_owned());
+    };
+    if facts.is_for(&from.to_string()) {
         return Ok(());
     }
     if names.is_empty() {
@@ -63,9 +68,11 @@ mod tests {
             facts(&["10.0.0.1"], &["localhost"]),
             facts(&[], &["nowhere.invalid", "localhost"]),
         ] {
-            assert_eq!(check(&good, ours).await, Ok(()), "{good:?}");
+            assert_eq!(check(&good, Some(ours)).await, Ok(()), "{good:?}");
         }
-        check(&facts(&["127.0.0.1"], &[]), "::ffff:127.0.0.1".parse().unwrap()).await.unwrap();
+        check(&facts(&[], &[]), None).await.unwrap();
+        check(&facts(&["127.0.0.1"], &[]), None).await.unwrap_err();
+        check(&facts(&["127.0.0.1"], &[]), "::ffff:127.0.0.1".parse().ok()).await.unwrap();
         for (bad, error) in [
             (facts(&["10.0.0.1"], &[]), "x509: certificate is valid for 10.0.0.1, not 127.0.0.1"),
             (
@@ -74,7 +81,7 @@ mod tests {
             ),
             (facts(&[], &["*."]), "tls: \"127.0.0.1\" does not match any of DNSNames [\"*.\"]"),
         ] {
-            assert_eq!(check(&bad, ours).await.unwrap_err(), error);
+            assert_eq!(check(&bad, Some(ours)).await.unwrap_err(), error);
         }
     }
 }

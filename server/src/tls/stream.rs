@@ -1,54 +1,54 @@
 //! A connection that is served, with or without TLS, and on its way from one runtime to another.
 
 use std::io::{self, IoSlice};
-use std::net::TcpStream as StdStream;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
+
+use crate::socket::{self, Socket};
 
 /// A socket below TLS. It lives on one runtime, and parks while it moves to another.
 #[derive(Debug)]
-pub(super) enum Socket {
-    Live(TcpStream),
-    Parked(StdStream),
+pub(super) enum Below {
+    Live(Socket),
+    Parked(socket::Parked),
     /// Only while it moves, and after a move that failed.
     Lost,
 }
 
-impl Socket {
-    fn live(&mut self) -> io::Result<&mut TcpStream> {
+impl Below {
+    fn live(&mut self) -> io::Result<&mut Socket> {
         match self {
-            Socket::Live(socket) => Ok(socket),
+            Below::Live(socket) => Ok(socket),
             _ => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 
     fn park(&mut self) -> io::Result<()> {
-        if let Socket::Live(socket) = std::mem::replace(self, Socket::Lost) {
-            *self = Socket::Parked(socket.into_std()?);
+        if let Below::Live(socket) = std::mem::replace(self, Below::Lost) {
+            *self = Below::Parked(socket.park()?);
         }
         Ok(())
     }
 
     fn adopt(&mut self) -> io::Result<()> {
-        if let Socket::Parked(socket) = std::mem::replace(self, Socket::Lost) {
-            *self = Socket::Live(TcpStream::from_std(socket)?);
+        if let Below::Parked(socket) = std::mem::replace(self, Below::Lost) {
+            *self = Below::Live(socket.adopt()?);
         }
         Ok(())
     }
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for Below {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(self.get_mut().live()?).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for Below {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(self.get_mut().live()?).poll_write(cx, buf)
     }
@@ -83,18 +83,18 @@ pub struct Stream {
 
 #[derive(Debug)]
 enum Io {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<Socket>>),
+    Plain(Socket),
+    Tls(Box<TlsStream<Below>>),
 }
 
-impl From<TcpStream> for Stream {
-    fn from(socket: TcpStream) -> Stream {
+impl From<Socket> for Stream {
+    fn from(socket: Socket) -> Stream {
         Stream { io: Io::Plain(socket), common_name: None }
     }
 }
 
 impl Stream {
-    pub(super) fn tls(stream: TlsStream<Socket>, common_name: Option<Arc<str>>) -> Stream {
+    pub(super) fn tls(stream: TlsStream<Below>, common_name: Option<Arc<str>>) -> Stream {
         Stream { io: Io::Tls(Box::new(stream)), common_name }
     }
 
@@ -107,17 +107,6 @@ impl Stream {
     /// which a file of authorities alone does not stand).
     pub fn common_name(&self) -> Option<&Arc<str>> {
         self.common_name.as_ref()
-    }
-
-    /// The socket below.
-    pub fn tcp(&self) -> io::Result<&TcpStream> {
-        match &self.io {
-            Io::Plain(socket) => Ok(socket),
-            Io::Tls(tls) => match tls.get_ref().0 {
-                Socket::Live(socket) => Ok(socket),
-                _ => Err(io::ErrorKind::NotConnected.into()),
-            },
-        }
     }
 
     /// Waits for the first bytes and looks at some of them; they are read again later. None at the end of the stream.
@@ -137,7 +126,7 @@ impl Stream {
     /// Takes the connection off its runtime. It must not have been waited on by a task that still does.
     pub fn park(mut self) -> io::Result<Parked> {
         match self.io {
-            Io::Plain(socket) => Ok(Parked(ParkedIo::Plain(socket.into_std()?))),
+            Io::Plain(socket) => Ok(Parked(ParkedIo::Plain(socket.park()?))),
             Io::Tls(ref mut tls) => {
                 tls.get_mut().0.park()?;
                 Ok(Parked(ParkedIo::Tls(self)))
@@ -152,7 +141,7 @@ pub struct Parked(ParkedIo);
 
 #[derive(Debug)]
 enum ParkedIo {
-    Plain(StdStream),
+    Plain(socket::Parked),
     Tls(Stream),
 }
 
@@ -160,7 +149,7 @@ impl Parked {
     /// Puts the connection on the runtime that runs this.
     pub fn adopt(self) -> io::Result<Stream> {
         match self.0 {
-            ParkedIo::Plain(socket) => TcpStream::from_std(socket).map(Stream::from),
+            ParkedIo::Plain(socket) => socket.adopt().map(Stream::from),
             ParkedIo::Tls(mut stream) => {
                 if let Io::Tls(tls) = &mut stream.io {
                     tls.get_mut().0.adopt()?;

@@ -155,7 +155,7 @@ pub fn url_of(address: SocketAddr) -> String {
 
 impl Bound {
     pub fn new(id: u64) -> Bound {
-        let listener = Listener::bind(&[Url::parse("http://127.0.0.1:0").unwrap()]).unwrap();
+        let listener = Listener::bind(&[Url::parse("http://127.0.0.1:0").unwrap()], None).unwrap();
         let address = listener.local_addrs().unwrap()[0];
         Bound { id, listener, address }
     }

@@ -209,6 +209,7 @@ for CTL in "$@"; do
     done
     stop_server
     secure_sessions
-    unix_socket
+    # Debian's names the server by a path that h2 refuses (docs/compatibility.md).
+    case $("$CTL" version) in *" 3.4."*) ;; *) unix_socket ;; esac
     echo "etcdctl session with $CTL: $CHECKS checks passed"
 done

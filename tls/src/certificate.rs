@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use rustls::CertificateError;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Version};
 
 /// The parts of a certificate that etcd's rules ask for.
@@ -89,6 +89,26 @@ pub(crate) fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'
         Ok(([], parsed)) => Ok(parsed),
         _ => Err(CertificateError::BadEncoding),
     }
+}
+
+/// Whether a certificate that is trusted may vouch for others: as in Go, one of version 3 has to say so.
+pub(crate) fn may_sign(authority: &X509Certificate<'_>) -> bool {
+    let usage = authority.key_usage();
+    let usage_allows = usage.is_ok_and(|usage| usage.is_none_or(|usage| usage.value.key_cert_sign()));
+    usage_allows && (authority.is_ca() || authority.version() != X509Version::V3)
+}
+
+/// A certificate counts between its two times only.
+pub(crate) fn in_time(certificate: &X509Certificate<'_>, now: UnixTime) -> Result<(), CertificateError> {
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let validity = certificate.validity();
+    if now < validity.not_before.timestamp() {
+        return Err(CertificateError::NotValidYet);
+    }
+    if now > validity.not_after.timestamp() {
+        return Err(CertificateError::Expired);
+    }
+    Ok(())
 }
 
 pub(crate) fn without_zeros(bytes: &[u8]) -> Vec<u8> {

@@ -1,5 +1,6 @@
 //! Certificates that rustls refuses whoever signed them, and etcd takes: one that is itself an authority (such as a lone
-//! self-signed one that serves as its own), and one of version 1, which has no extensions.
+//! self-signed one that serves as its own), one of version 1, which has no extensions, and one that stands among the
+//! authorities itself without being one.
 //!
 //! They are taken when an authority has signed them directly or is the same certificate. Chains over others in between
 //! are not tried. What is not known for certain to be harmless is refused.
@@ -8,7 +9,7 @@ use rustls::CertificateError;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{ParsedExtension, X509Certificate};
 
-use crate::certificate::parse;
+use crate::certificate::{in_time, may_sign, parse};
 use crate::verify::Purpose;
 
 /// Checks a certificate against authorities alone.
@@ -28,23 +29,11 @@ pub(crate) fn check(
         parse(authority).is_ok_and(|authority| {
             authority.subject().as_raw() == certificate.issuer().as_raw()
                 && in_time(&authority, now).is_ok()
-                && may_sign(&authority)
+                && may_sign_all(&authority)
                 && certificate.verify_signature(Some(authority.public_key())).is_ok()
         })
     };
     if authorities.iter().any(signed_by) { Ok(()) } else { Err(CertificateError::UnknownIssuer) }
-}
-
-fn in_time(certificate: &X509Certificate<'_>, now: UnixTime) -> Result<(), CertificateError> {
-    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    let validity = certificate.validity();
-    if now < validity.not_before.timestamp() {
-        return Err(CertificateError::NotValidYet);
-    }
-    if now > validity.not_after.timestamp() {
-        return Err(CertificateError::Expired);
-    }
-    Ok(())
 }
 
 /// Whether each extension that must be understood is, and the certificate may be used so.
@@ -71,9 +60,7 @@ fn extensions(certificate: &X509Certificate<'_>, purpose: Purpose) -> Result<(),
 }
 
 /// Whether it may sign others, without a rule about what.
-fn may_sign(authority: &X509Certificate<'_>) -> bool {
-    let usage = authority.key_usage();
-    let usage_allows = usage.is_ok_and(|usage| usage.is_none_or(|usage| usage.value.key_cert_sign()));
+fn may_sign_all(authority: &X509Certificate<'_>) -> bool {
     let rules = authority.extensions().iter().any(|extension| {
         let known = matches!(
             extension.parsed_extension(),
@@ -82,5 +69,5 @@ fn may_sign(authority: &X509Certificate<'_>) -> bool {
         matches!(extension.parsed_extension(), ParsedExtension::NameConstraints(_))
             || (extension.critical && !known)
     });
-    usage_allows && !rules
+    may_sign(authority) && !rules
 }

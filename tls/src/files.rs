@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use crate::Error;
-use crate::certificate::{parse, without_zeros};
+use crate::certificate::{in_time, may_sign, parse, without_zeros};
 
 /// Where systems keep the authorities that everybody trusts; the first that is there counts.
 const SYSTEM_AUTHORITIES: [&str; 6] = [
@@ -66,17 +66,46 @@ pub(crate) fn key_pair(cert: &Path, key: &Path, provider: &CryptoProvider) -> Re
 #[derive(Debug, Clone)]
 pub(crate) struct Authorities {
     pub(crate) certificates: Vec<CertificateDer<'static>>,
+    /// Those of them that may vouch for others. rustls looks at neither that nor their time.
     pub(crate) roots: RootCertStore,
+}
+
+impl Authorities {
+    fn new(certificates: Vec<CertificateDer<'static>>) -> Authorities {
+        let signs = |der: &&CertificateDer<'_>| parse(der).is_ok_and(|parsed| may_sign(&parsed));
+        let roots = roots(certificates.iter().filter(signs));
+        Authorities { certificates, roots }
+    }
+
+    /// Whether a certificate is one of them.
+    pub(crate) fn has(&self, der: &CertificateDer<'_>) -> bool {
+        self.certificates.iter().any(|own| own.as_ref() == der.as_ref())
+    }
+
+    /// Those that may vouch for others now, where that is not all that ever may.
+    pub(crate) fn roots_in_time(&self, now: UnixTime) -> Option<RootCertStore> {
+        let parsed = self.certificates.iter().filter_map(|der| Some((der, parse(der).ok()?)));
+        let signing: Vec<_> = parsed.filter(|(_, parsed)| may_sign(parsed)).collect();
+        let good: Vec<_> = signing.iter().filter(|(_, parsed)| in_time(parsed, now).is_ok()).collect();
+        (good.len() < signing.len()).then(|| roots(good.into_iter().map(|(der, _)| *der)))
+    }
+}
+
+/// Those that rustls can use.
+fn roots<'a>(certificates: impl Iterator<Item = &'a CertificateDer<'static>>) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(certificates.cloned());
+    roots
 }
 
 /// The authorities of a file.
 pub(crate) fn authorities(path: &Path) -> Result<Authorities, Error> {
     let certificates = certificates(path)?;
-    let mut roots = RootCertStore::empty();
+    let mut checked = RootCertStore::empty();
     for certificate in &certificates {
-        roots.add(certificate.clone()).map_err(|error| wrong(path, error))?;
+        checked.add(certificate.clone()).map_err(|error| wrong(path, error))?;
     }
-    Ok(Authorities { certificates, roots })
+    Ok(Authorities::new(certificates))
 }
 
 /// The authorities that the system trusts; none is no error. Those that rustls cannot use are passed over.
@@ -84,10 +113,7 @@ pub(crate) fn system_authorities() -> Authorities {
     let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
     let usual = SYSTEM_AUTHORITIES.into_iter().map(PathBuf::from);
     let bytes = named.into_iter().chain(usual).find_map(|path| std::fs::read(path).ok()).unwrap_or_default();
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes).filter_map(Result::ok).collect();
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(certificates.iter().cloned());
-    Authorities { certificates, roots }
+    Authorities::new(CertificateDer::pem_slice_iter(&bytes).filter_map(Result::ok).collect())
 }
 
 /// The numbers of revoked certificates: as in etcd, whoever signed the list, and however old it is.

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::WebPkiSupportedAlgorithms;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerMisbehaved, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerMisbehaved, RootCertStore,
+    SignatureScheme,
 };
 
 use crate::certificate::{Facts, parse};
@@ -61,7 +62,9 @@ impl Rules {
 /// Checks clients.
 #[derive(Debug)]
 pub(crate) struct Clients {
-    chains: Arc<dyn ClientCertVerifier>,
+    /// By all authorities that may vouch for others; None: there are none.
+    chains: Option<Arc<dyn ClientCertVerifier>>,
+    provider: Arc<CryptoProvider>,
     authorities: Authorities,
     rules: Rules,
     algorithms: WebPkiSupportedAlgorithms,
@@ -71,19 +74,37 @@ impl Clients {
     pub(crate) fn new(
         authorities: Authorities,
         rules: Rules,
-        provider: Arc<rustls::crypto::CryptoProvider>,
+        provider: Arc<CryptoProvider>,
     ) -> Result<Clients, crate::Error> {
+        if authorities.certificates.is_empty() {
+            return Err(crate::Error::NoAuthorities);
+        }
         let algorithms = provider.signature_verification_algorithms;
-        let roots = Arc::new(authorities.roots.clone());
-        let chains = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
-        let chains = chains.map_err(|_| crate::Error::NoAuthorities)?;
-        Ok(Clients { chains, authorities, rules, algorithms })
+        let chains = chains_to(authorities.roots.clone(), &provider);
+        Ok(Clients { chains, provider, authorities, rules, algorithms })
     }
+
+    fn check_chain(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let in_time = self.authorities.roots_in_time(now).map(|roots| chains_to(roots, &self.provider));
+        let chains = in_time.as_ref().unwrap_or(&self.chains);
+        let chains = chains.as_ref().ok_or(CertificateError::UnknownIssuer)?;
+        chains.verify_client_cert(end_entity, intermediates, now).map(drop)
+    }
+}
+
+fn chains_to(roots: RootCertStore, provider: &Arc<CryptoProvider>) -> Option<Arc<dyn ClientCertVerifier>> {
+    // The only error without lists of revoked certificates is that there is no root.
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().ok()
 }
 
 impl ClientCertVerifier for Clients {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chains.root_hint_subjects()
+        self.chains.as_ref().map_or(&[], |chains| chains.root_hint_subjects())
     }
 
     fn verify_client_cert(
@@ -93,10 +114,10 @@ impl ClientCertVerifier for Clients {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let facts = Facts::of(end_entity)?;
-        if facts.unusual {
+        if facts.unusual || self.authorities.has(end_entity) {
             direct::check(end_entity, &self.authorities.certificates, Purpose::Client, now)?;
         } else {
-            self.chains.verify_client_cert(end_entity, intermediates, now)?;
+            self.check_chain(end_entity, intermediates, now)?;
         }
         self.rules.check(&facts, intermediates)?;
         Ok(ClientCertVerified::assertion())
@@ -145,12 +166,13 @@ impl ServerCertVerifier for Servers {
     ) -> Result<ServerCertVerified, Error> {
         let Some(authorities) = &self.authorities else { return Ok(ServerCertVerified::assertion()) };
         let facts = Facts::of(end_entity)?;
-        if facts.unusual {
+        if facts.unusual || authorities.has(end_entity) {
             direct::check(end_entity, &authorities.certificates, Purpose::Server, now)?;
         } else {
+            let in_time = authorities.roots_in_time(now);
             verify_server_cert_signed_by_trust_anchor(
                 &ParsedCertificate::try_from(end_entity)?,
-                &authorities.roots,
+                in_time.as_ref().unwrap_or(&authorities.roots),
                 intermediates,
                 now,
                 self.algorithms.all,

@@ -7,7 +7,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use authority::{Authority, Files, Pair, as_usual, ca, expired, self_signed, server_only};
+use authority::{
+    Authority, Files, Pair, as_usual, ca, expired, no_ca, self_signed, server_only, signs_no_certificates,
+};
 use rustls::{ClientConnection, ProtocolVersion, ServerConnection};
 use trilith_tls::{Configs, Limits, Settings, Source, words};
 
@@ -84,6 +86,36 @@ impl Bed {
     fn stranger(&self) -> Configs {
         configs(Settings { trusted_ca_file: self.files.path("ca.pem"), ..Settings::default() })
     }
+}
+
+#[test]
+fn whoever_is_trusted_vouches_for_others_only_as_an_authority_whose_time_is_not_over() {
+    let unknown = "tls: failed to verify certificate: x509: certificate signed by unknown authority";
+    for (number, change) in [no_ca, signs_no_certificates, expired].into_iter().enumerate() {
+        let bed = Bed::new(&format!("vouches{number}"));
+        let pinned = Authority::changed("pinned", change);
+        // A file with a good authority as well: the server's own certificate is of that one.
+        bed.files.put("both.pem", format!("{}{}", bed.authority.pem(), pinned.pem()));
+        let both = bed.files.path("both.pem");
+        let server = configs(Settings { trusted_ca_file: both.clone(), ..bed.listener() });
+        let good = bed.authority.pair("alice", &[], 11, as_usual);
+        shake(&server, &bed.client(&good), "localhost").unwrap();
+        let signed = pinned.pair("alice", &[], 11, as_usual);
+        assert_eq!(shake(&server, &bed.client(&signed), "localhost").unwrap_err(), unknown, "{number}");
+        // The same of servers.
+        let pair = pinned.pair("server", &["localhost"], 12, as_usual);
+        let (cert_file, key_file) = bed.files.pair("other", &pair);
+        let server = configs(Settings { cert_file, key_file, ..bed.listener() });
+        let client = configs(Settings { trusted_ca_file: both, ..Settings::default() });
+        let refused = shake(&server, &client, "localhost").unwrap_err();
+        assert!(refused.contains("unknown certificate authority"), "{number}: {refused}");
+    }
+    // One that is trusted itself is good for itself.
+    let bed = Bed::new("itself");
+    let alone = self_signed("alice", &[], no_ca);
+    bed.files.put("alice.pem", &alone.cert);
+    let server = configs(Settings { trusted_ca_file: bed.files.path("alice.pem"), ..bed.listener() });
+    shake(&server, &bed.client(&alone), "localhost").unwrap();
 }
 
 #[test]

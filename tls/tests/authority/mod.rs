@@ -37,6 +37,17 @@ pub fn server_only(params: &mut CertificateParams) {
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
 }
 
+/// It says that it may not sign others.
+pub fn no_ca(params: &mut CertificateParams) {
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+}
+
+/// It may sign something, but no certificates.
+pub fn signs_no_certificates(params: &mut CertificateParams) {
+    params.key_usages = vec![KeyUsagePurpose::CrlSign];
+}
+
 pub fn as_usual(_: &mut CertificateParams) {}
 
 fn params(common_name: &str, names: &[&str], serial: u64, change: Change) -> CertificateParams {
@@ -60,9 +71,15 @@ pub fn self_signed(common_name: &str, names: &[&str], change: Change) -> Pair {
 
 impl Authority {
     pub fn new(name: &str) -> Authority {
+        Authority::changed(name, as_usual)
+    }
+
+    /// One that has something unusual about it.
+    pub fn changed(name: &str, change: Change) -> Authority {
         let mut own = params(name, &[], 1, ca);
         own.extended_key_usages.clear();
         own.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        change(&mut own);
         Authority(CertifiedIssuer::self_signed(own, KeyPair::generate().unwrap()).unwrap())
     }
 

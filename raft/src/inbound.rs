@@ -93,7 +93,8 @@ fn check_body(raft: &Raft<LogStorage>, message: &Message) -> Result<(), String> 
         _ if message.term < raft.term => Ok(()),
         MessageType::MsgAppend => check_append(raft, message),
         MessageType::MsgHeartbeat if message.commit > raft.raft_log.last_index() => Err(format!(
-            "it commits entry {}, but the log ends with entry {} that was acknowledged",
+            "it commits entry {}, but the log ends with entry {} that was acknowledged: a member that has lost its data has \
+             to be removed from the cluster and added again",
             message.commit,
             raft.raft_log.last_index()
         )),

@@ -56,7 +56,8 @@ fn wrong_messages_are_refused_by_name() {
         ),
         (
             raftpb::Message { commit: Some(9), ..message(MsgHeartbeat, 2, 3) },
-            "it commits entry 9, but the log ends with entry 3 that was acknowledged",
+            "it commits entry 9, but the log ends with entry 3 that was acknowledged: a member that has lost its data has \
+             to be removed from the cluster and added again",
         ),
     ];
     for (wrong, expected) in cases {

@@ -45,7 +45,7 @@ pub(crate) fn carry_out(transport: &Transport, handle: &Handle, outgoing: Outgoi
 }
 
 /// A member as the transport needs it.
-pub(crate) fn remote(member: Member) -> Remote {
+fn remote(member: Member) -> Remote {
     Remote { id: member.id, urls: member.peer_urls }
 }
 

@@ -4,17 +4,11 @@
 
 mod peers;
 
-use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use peers::{Mood, Node, Proxy, append, block_on, message};
-use trilith_disk::Disk;
-use trilith_disk::sim::SimDisk;
-use trilith_engine::{Options as StoreOptions, Store, TreeId};
-use trilith_proto::raftpb::{Message, MessageType, Snapshot, SnapshotMetadata};
+use peers::{Mood, Node, Proxy, append, block_on, message, snapshot, store};
+use trilith_proto::raftpb::{Message, MessageType};
 use trilith_server::core::PeerEvent;
 
 /// Two members, and everything between them goes through proxies: to 1, and to 2.
@@ -179,34 +173,14 @@ fn s4_heartbeats_do_not_wait_for_a_stalled_stream_of_appends_and_nothing_piles_u
     });
 }
 
-fn snapshot(index: u64) -> Message {
-    let metadata = SnapshotMetadata { index: Some(index), term: Some(3), ..SnapshotMetadata::default() };
-    let snapshot = Snapshot { data: Some(Bytes::from_static(b"{}")), metadata: Some(metadata) };
-    Message { snapshot: Some(snapshot), ..message(MessageType::MsgSnap, 1, 2) }
-}
-
 #[test]
 fn heartbeats_do_not_wait_for_a_large_snapshot_or_one_that_stalls() {
     block_on(async {
-        let disk = SimDisk::new();
-        disk.create_dir_all(Path::new("d")).unwrap();
-        let options = StoreOptions {
-            path: "d/db".into(),
-            disk: Arc::new(disk),
-            map: false,
-            dirty_bytes_max: 1 << 30,
-            compress: false,
-        };
-        let mut store = Store::open(options).unwrap();
-        for i in 0..2500u32 {
-            store.insert(TreeId::Cluster, &i.to_be_bytes(), &vec![i as u8; 40_000]).unwrap();
-        }
-        store.set_applied(9, 3);
-        store.publish();
+        let store = store(5000);
 
         let (mut a, mut b, _to_a, to_b) = pair().await;
         to_b.mood.send_replace(Mood { head: "POST /raft/snapshot", stalls: true, ..Mood::default() });
-        a.transport.send_snapshot(snapshot(9), store.reader().root());
+        a.transport.send_snapshot(snapshot(1, 2, 0x1f), store.reader().root());
         let (median, slowest) = beat(&a, &mut b, 200).await;
         assert!(median < Duration::from_millis(100), "stalled: {median:?}, {slowest:?} at most");
         assert!(peers::files(&b.folder.0).iter().all(|name| name.ends_with(".part")));
@@ -217,7 +191,7 @@ fn heartbeats_do_not_wait_for_a_large_snapshot_or_one_that_stalls() {
             let begin = Instant::now();
             a.transport.send(vec![heartbeat(7)]);
             let heard = b.message().await;
-            if heard == snapshot(9) {
+            if heard == snapshot(1, 2, 0x1f) {
                 break;
             }
             took.push(begin.elapsed());
@@ -226,7 +200,7 @@ fn heartbeats_do_not_wait_for_a_large_snapshot_or_one_that_stalls() {
         let median = took[took.len() / 2];
         assert!(median < Duration::from_millis(100), "{median:?} of {}", took.len());
         a.hears_of(PeerEvent::SnapshotSent { to: 2, delivered: true }).await;
-        let path = b.folder.0.join("0000000000000009.snap.db");
+        let path = b.folder.0.join("000000000000001f.snap.db");
         assert!(std::fs::metadata(path).unwrap().len() > 100_000_000);
     });
 }
@@ -234,20 +208,7 @@ fn heartbeats_do_not_wait_for_a_large_snapshot_or_one_that_stalls() {
 #[test]
 fn a_snapshot_that_is_cut_off_leaves_nothing() {
     block_on(async {
-        let disk = SimDisk::new();
-        disk.create_dir_all(Path::new("d")).unwrap();
-        let options = StoreOptions {
-            path: "d/db".into(),
-            disk: Arc::new(disk),
-            map: false,
-            dirty_bytes_max: 1 << 30,
-            compress: false,
-        };
-        let mut store = Store::open(options).unwrap();
-        for i in 0..100u32 {
-            store.insert(TreeId::Cluster, &i.to_be_bytes(), &vec![i as u8; 20_000]).unwrap();
-        }
-        store.publish();
+        let store = store(100);
         let (mut a, b, _to_a, to_b) = pair().await;
         for cut in [30, 200, 500, 5_000, 1_000_000] {
             to_b.mood.send_replace(Mood {
@@ -255,7 +216,7 @@ fn a_snapshot_that_is_cut_off_leaves_nothing() {
                 cut_after: Some(cut),
                 ..Mood::default()
             });
-            a.transport.send_snapshot(snapshot(9), store.reader().root());
+            a.transport.send_snapshot(snapshot(1, 2, 0x1f), store.reader().root());
             a.hears_of(PeerEvent::SnapshotSent { to: 2, delivered: false }).await;
             // The receiver's thread may still be removing it.
             let begin = Instant::now();

@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use peers::{Bound, CLUSTER, Folder, Node, PATIENCE, append, block_on, connect, files, message, url_of};
+use peers::{
+    Bound, CLUSTER, Folder, Node, PATIENCE, append, block_on, connect, files, message, snapshot, store,
+    url_of,
+};
 use trilith_disk::sim::SimDisk;
 use trilith_disk::{Disk, Open};
 use trilith_engine::bolt::{Export, Import, import};
-use trilith_engine::{Options as StoreOptions, Root, Store, TreeId};
-use trilith_proto::raftpb::{Message, MessageType, Snapshot, SnapshotMetadata};
+use trilith_proto::raftpb::{Message, MessageType};
 use trilith_server::apply::members::Member;
 use trilith_server::config::url::Url;
 use trilith_server::core::PeerEvent;
@@ -170,48 +172,13 @@ fn what_cannot_be_delivered_is_reported() {
         // A snapshot without a store, one for nobody, one to nowhere.
         a.transport.send(vec![message(MessageType::MsgSnap, 1, 3)]);
         a.hears_of(PeerEvent::SnapshotSent { to: 3, delivered: false }).await;
-        let root = store(1).root();
+        let root = store(1).reader().root();
         for to in [99, 2] {
             a.transport.add_remotes(vec![Remote { id: 2, urls: vec![url_of(dead)] }]);
             a.transport.send_snapshot(snapshot(1, to, 5), root.clone());
             a.hears_of(PeerEvent::SnapshotSent { to, delivered: false }).await;
         }
     });
-}
-
-/// A store of so many values of 20 KB that do not compress, on a disk of its own.
-struct Built(Store);
-
-impl Built {
-    fn root(&self) -> Root {
-        self.0.reader().root()
-    }
-}
-
-fn store(values: u32) -> Built {
-    let disk = SimDisk::new();
-    disk.create_dir_all(Path::new("d")).unwrap();
-    let options = StoreOptions {
-        path: "d/db".into(),
-        disk: Arc::new(disk),
-        map: false,
-        dirty_bytes_max: 1 << 30,
-        compress: false,
-    };
-    let mut store = Store::open(options).unwrap();
-    let mut rng = trilith_fuzz::Rng::new(u64::from(values));
-    for i in 0..values {
-        store.insert(TreeId::Cluster, &i.to_be_bytes(), &rng.bytes(20_000)).unwrap();
-    }
-    store.set_applied(0x1f, 3);
-    store.publish();
-    Built(store)
-}
-
-fn snapshot(from: u64, to: u64, index: u64) -> Message {
-    let metadata = SnapshotMetadata { index: Some(index), term: Some(3), ..SnapshotMetadata::default() };
-    let snapshot = Snapshot { data: Some(Bytes::from_static(b"{}")), metadata: Some(metadata) };
-    Message { snapshot: Some(snapshot), ..message(MessageType::MsgSnap, from, to) }
 }
 
 #[test]
@@ -221,13 +188,13 @@ fn n1_n4_n5_a_snapshot_goes_over_whole() {
         connect(&mut nodes).await;
         let [a, b] = &mut nodes;
         let built = store(300);
-        a.transport.send_snapshot(snapshot(1, 2, 0x1f), built.root());
+        a.transport.send_snapshot(snapshot(1, 2, 0x1f), built.reader().root());
         assert_eq!(b.message().await, snapshot(1, 2, 0x1f));
         a.hears_of(PeerEvent::SnapshotSent { to: 2, delivered: true }).await;
         assert_eq!(files(&b.folder.0), ["000000000000001f.snap.db"]);
 
         // The file is what a snapshot of that root is, but for the hash at its end.
-        let mut export = Export::new(built.root()).unwrap();
+        let mut export = Export::new(built.reader().root()).unwrap();
         let mut expected = Vec::new();
         while let Some(chunk) = export.next_chunk().unwrap() {
             expected.extend_from_slice(&chunk);

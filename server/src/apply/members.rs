@@ -178,9 +178,10 @@ pub fn put_cluster_version(store: &mut Store, version: &str) -> Result<(), Store
     store.insert(TreeId::Meta, STORAGE_VERSION, version.as_bytes())
 }
 
-/// Parses `X.Y.Z`.
+/// Parses `X.Y.Z`, with whatever may follow a minus or a plus.
 pub fn parse_version(version: &str) -> Option<(u32, u32, u32)> {
-    let mut parts = version.split('.').map(|part| part.parse().ok());
+    let plain = version.split(['-', '+']).next()?;
+    let mut parts = plain.split('.').map(|part| part.parse().ok());
     let parsed = (parts.next()??, parts.next()??, parts.next()??);
     parts.next().is_none().then_some(parsed)
 }
@@ -211,7 +212,9 @@ mod tests {
 
     #[test]
     fn versions_parse() {
-        assert_eq!(parse_version("3.7.0"), Some((3, 7, 0)));
+        for good in ["3.7.0", "3.7.0-rc.1", "3.7.0+git"] {
+            assert_eq!(parse_version(good), Some((3, 7, 0)), "{good}");
+        }
         for bad in ["", "3.7", "3.7.0.1", "3.x.0"] {
             assert_eq!(parse_version(bad), None, "{bad}");
         }

@@ -27,7 +27,7 @@ use crate::apply::{members, restore_leases};
 /// The new store, until it takes the place of the old one.
 const NEW: &str = "db.snap";
 /// What the transport stores ends with this.
-const STORED: &str = ".snap.db";
+pub const STORED: &str = ".snap.db";
 
 /// How far a snapshot is.
 #[derive(Debug, Default)]
@@ -51,8 +51,8 @@ pub struct InstallJob {
     metadata: raftpb::SnapshotMetadata,
 }
 
-/// The file that the transport stored for a snapshot of that index.
-fn stored(snap_dir: &Path, index: u64) -> PathBuf {
+/// The file that the transport stores for a snapshot of that index.
+pub fn stored_snapshot(snap_dir: &Path, index: u64) -> PathBuf {
     snap_dir.join(format!("{index:016x}{STORED}"))
 }
 
@@ -187,7 +187,7 @@ impl Core {
 
     /// A file that stays does no harm but to the disk's room; the next start looks again.
     fn forget_stored(&self, index: u64) {
-        let path = stored(&self.config.snap_dir(), index);
+        let path = stored_snapshot(&self.config.snap_dir(), index);
         if let Err(error) = remove(self.config.disk.as_ref(), &path) {
             log::warn!(error:%, path:% = path.display(); "a snapshot's file cannot be removed");
         }
@@ -207,7 +207,7 @@ impl Core {
         let metadata = metadata(&message);
         self.installing = Installing::Making(message);
         let dir = self.config.snap_dir();
-        let (from, to) = (stored(&dir, metadata.index()), dir.join(NEW));
+        let (from, to) = (stored_snapshot(&dir, metadata.index()), dir.join(NEW));
         Some(InstallJob { config: self.config.clone(), from, to, metadata })
     }
 

@@ -1,8 +1,8 @@
 //! The steppable core.
 //!
 //! `step(now)` takes in what came, drives raft as far as it goes without waiting for the disk, applies what was
-//! committed as one batch, publishes the root once, hands the changes to the hub and only then answers. It never
-//! blocks, never reads a clock and never draws a random number.
+//! committed as one batch, publishes the root (once for each 4 MiB of it), hands the changes to the hub and only then
+//! answers. It never blocks, never reads a clock and never draws a random number.
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -95,7 +95,7 @@ impl Checkpoints {
         (self.running, self.log_bytes, self.log_entries, self.changed) = (None, 0, 0, false);
     }
 
-    /// Whether replaying what was applied since would take as long as a start may take.
+    /// Whether as much was applied since as a start may have to replay.
     fn log_is_long(&self, config: &Config) -> bool {
         let (bytes, enough) = (self.log_bytes, config.checkpoint_log_bytes);
         bytes >= 2 * enough || bytes >= enough && self.log_entries >= config.checkpoint_log_entries
@@ -135,6 +135,8 @@ pub struct Core {
     pub(super) cut: LogCut,
     /// When to end, since this member was removed.
     pub(super) ends_at: Option<Duration>,
+    /// When the next message of a peer that makes no sense is worth a warning.
+    pub(super) complains_at: Duration,
     pub(super) now: Duration,
     tick_at: Duration,
     housekeeping_at: Duration,
@@ -198,6 +200,7 @@ impl Core {
             installing: Installing::default(),
             cut: LogCut::default(),
             ends_at: None,
+            complains_at: Duration::ZERO,
             now: Duration::ZERO,
             tick_at: Duration::ZERO,
             housekeeping_at: Duration::ZERO,

@@ -46,7 +46,7 @@ use crate::apply::quota::Quota;
 pub use alarm::OverQuota;
 pub use auto_compaction::Retention;
 pub use driver::{Ended, run};
-pub use install::InstallJob;
+pub use install::{InstallJob, STORED, stored_snapshot};
 pub use lease_call::{LeaseAsked, Left};
 pub use log_cut::LogRead;
 pub use machine::Core;
@@ -102,8 +102,8 @@ pub struct Config {
     /// Bytes of log entries that make a checkpoint due, if there are `checkpoint_log_entries` of them; twice as many do anyway.
     /// Bounds the replay after a crash.
     pub checkpoint_log_bytes: u64,
-    /// So many log entries take as long to replay as a start may take. Few large ones do not: then a checkpoint waits for
-    /// more bytes, and what it writes anew for each of them gets less.
+    /// With fewer entries than that a checkpoint waits for twice the bytes: few large ones are replayed faster than many small
+    /// ones, and what a checkpoint writes anew for each of them gets less.
     pub checkpoint_log_entries: u64,
     /// Age of the last checkpoint that makes one due when something changed since.
     pub checkpoint_interval: Duration,

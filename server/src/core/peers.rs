@@ -20,6 +20,9 @@ use crate::status;
 /// L8: from the removal of this member to its end.
 const PAUSE_AFTER_REMOVAL: Duration = Duration::from_secs(1);
 
+/// From one complaint about a peer's message to the next.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(5);
+
 /// What goes to other members after a step.
 #[derive(Debug, Default)]
 pub struct Outgoing {
@@ -97,7 +100,7 @@ impl Core {
             PeerEvent::Message(message) => match self.node.step(message) {
                 // Proposals that nobody takes now: who proposed them waits in vain, as with etcd.
                 Ok(()) | Err(RaftError::Dropped) => {}
-                Err(error @ RaftError::Message { .. }) => log::warn!(error:%; "a peer's message is dropped"),
+                Err(error @ RaftError::Message { .. }) => self.complain(&error),
                 Err(error) => return Err(error.into()),
             },
             PeerEvent::Unreachable(id) => self.node.report_unreachable(id),
@@ -115,6 +118,15 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// A peer that sends what makes no sense may do so at every heartbeat: only some of it is worth a line at the usual level.
+    fn complain(&mut self, error: &RaftError) {
+        let level = if self.now >= self.complains_at { log::Level::Warn } else { log::Level::Debug };
+        log::log!(level, error:%; "a peer's message is dropped");
+        if level == log::Level::Warn {
+            self.complains_at = self.now + COMPLAINT_INTERVAL;
+        }
     }
 
     /// Takes each MsgSnap out of what raft wants sent, with the state that it is of: the one published last, since what raft

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::{Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use http::{HeaderValue, Request, Response, header};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -28,6 +29,9 @@ pub(super) const STALL: Duration = Duration::from_secs(5);
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// Of text in an answer that refuses.
 const REFUSAL_MAX: usize = 4 << 10;
+
+/// Calls at a time, to one leader mostly.
+const CALLS_MAX: usize = 32;
 
 /// The body of a request.
 #[derive(Debug)]
@@ -194,5 +198,72 @@ pub(super) async fn call(
     match timeout(limit, exchange).await {
         Ok(outcome) => outcome,
         Err(_) => Err(PeerError::Timeout { url: url.to_owned() }),
+    }
+}
+
+/// Calls that come often: so many at a time, on connections that are kept for the next ones.
+#[derive(Debug)]
+pub(super) struct Calls {
+    turns: Semaphore,
+    idle: Mutex<Vec<Connection>>,
+}
+
+impl Calls {
+    pub(super) fn new() -> Calls {
+        Calls { turns: Semaphore::new(CALLS_MAX), idle: Mutex::default() }
+    }
+
+    /// One call. A kept connection may have been closed meanwhile: then a new one gets its chance.
+    pub(super) async fn call(
+        &self,
+        dialer: &Connector,
+        url: &str,
+        request: impl Fn() -> Builder,
+        body: Bytes,
+        limit: Duration,
+        answer_max: usize,
+    ) -> Result<(Parts, Bytes), PeerError> {
+        let exchange = async {
+            let _turn = self.turns.acquire().await.expect("never closed");
+            while let Some(connection) = self.kept(url) {
+                match self.exchange(connection, request(), body.clone(), answer_max).await {
+                    Err(PeerError::Http { .. }) => {}
+                    outcome => return outcome,
+                }
+            }
+            let connection = Connection::open(dialer, url, limit.min(CONNECT_MAX), STALL).await?;
+            self.exchange(connection, request(), body, answer_max).await
+        };
+        match timeout(limit, exchange).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(PeerError::Timeout { url: url.to_owned() }),
+        }
+    }
+
+    /// Keeps the connection when its answer was read to the end.
+    async fn exchange(
+        &self,
+        mut connection: Connection,
+        request: Builder,
+        body: Bytes,
+        answer_max: usize,
+    ) -> Result<(Parts, Bytes), PeerError> {
+        let answer = connection.send(request, Payload::of(body)).await?;
+        let outcome = read_answer(connection.url(), answer, answer_max).await;
+        if matches!(outcome, Ok(_) | Err(PeerError::Refused { .. })) {
+            self.idle().push(connection);
+        }
+        outcome
+    }
+
+    fn kept(&self, url: &str) -> Option<Connection> {
+        let mut idle = self.idle();
+        idle.retain(Connection::is_open);
+        let at = idle.iter().position(|connection| connection.url() == url)?;
+        Some(idle.swap_remove(at))
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.idle.lock().expect("no holder of this lock panics")
     }
 }

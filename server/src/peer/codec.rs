@@ -9,6 +9,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message as _;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
 use trilith_proto::raftpb::{Entry, Message, MessageType};
 
 /// etcd's limit of a message, in bytes (E1).
@@ -175,7 +176,7 @@ impl Decoder {
         match self.kind {
             Kind::Message => {
                 let Some(bytes) = self.framed(0)? else { return Ok(None) };
-                let message = Message::decode(bytes)?;
+                let message = decode_message(bytes)?;
                 Ok(Some(if is_link_heartbeat(&message) { Frame::Heartbeat } else { Frame::Message(message) }))
             }
             Kind::MsgApp => self.next_append(),
@@ -215,7 +216,7 @@ impl Decoder {
                 }
                 Part::Whole => {
                     let Some(bytes) = self.framed(0)? else { return self.wait(Part::Whole) };
-                    let message = Message::decode(bytes)?;
+                    let message = decode_message(bytes)?;
                     self.at = continued(&message);
                     return Ok(Some(Frame::Message(message)));
                 }
@@ -262,6 +263,27 @@ impl Decoder {
         self.buffer.advance(8);
         Ok(Some(self.buffer.split_to(len as usize).freeze()))
     }
+}
+
+/// Reads a message whose parts, once they are read, take no more than the limit of a message: two bytes make an entry.
+pub fn decode_message(bytes: Bytes) -> Result<Message, CodecError> {
+    const ENTRIES: u32 = 7;
+    const RESPONSES: u32 = 14;
+    let mut cost = bytes.len() as u64;
+    let mut rest = bytes.clone();
+    while rest.has_remaining() {
+        let (tag, wire) = decode_key(&mut rest)?;
+        skip_field(wire, tag, &mut rest, DecodeContext::default())?;
+        cost += match tag {
+            ENTRIES => ENTRY_COST,
+            RESPONSES => size_of::<Message>() as u64,
+            _ => 0,
+        };
+    }
+    if cost > MESSAGE_MAX {
+        return Err(CodecError::TooLong(cost));
+    }
+    Ok(Message::decode(bytes)?)
 }
 
 /// S5: a heartbeat of raft's own has a sender and a receiver.

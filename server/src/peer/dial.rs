@@ -17,7 +17,7 @@ use super::route::version_of;
 /// T4: from one dial to the next.
 const PACE: Duration = Duration::from_millis(100);
 /// H4: the oldest version that has both streams.
-const STREAMS_SINCE: (u64, u64) = (2, 1);
+const STREAMS_SINCE: (u32, u32) = (2, 1);
 /// S3: to a stream's dialer, that it was removed.
 const GONE: u16 = 410;
 /// S3: to a dialer that is of another cluster, looks for another member, or has another version.
@@ -102,7 +102,7 @@ async fn read(link: &Link, peer: &Peer, kind: Kind, url: &str, mut body: Incomin
 }
 
 /// H4. A version that cannot be read has none.
-fn has_streams(theirs: Option<(u64, u64)>) -> bool {
+fn has_streams(theirs: Option<(u32, u32)>) -> bool {
     theirs.is_some_and(|theirs| theirs >= STREAMS_SINCE)
 }
 

@@ -13,6 +13,7 @@ use trilith_proto::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse,
 use trilith_proto::leasepb::{LeaseInternalRequest, LeaseInternalResponse};
 
 use super::client::call;
+use super::link::Link;
 use super::{CLUSTER_ID, PeerError};
 use crate::apply::members::Member;
 use crate::tls::Connector;
@@ -146,14 +147,14 @@ pub async fn fetch_downgrade_enabled(
 
 /// L7: has the leader renew a lease; its TTL in seconds.
 pub(super) async fn lease_keep_alive(
-    dialer: &Connector,
+    link: &Link,
     urls: &[String],
     id: i64,
     limit: Duration,
 ) -> Result<i64, PeerError> {
     let body: Bytes = LeaseKeepAliveRequest { id }.encode_to_vec().into();
     let (url, answer) =
-        ask(dialer, urls, || post("/leases", "application/protobuf"), body, limit, SMALL).await?;
+        ask(link, urls, || post("/leases", "application/protobuf"), body, limit, SMALL).await?;
     let answer =
         LeaseKeepAliveResponse::decode(answer).map_err(|error| unreadable(&url, &error.to_string()))?;
     if answer.id == id { Ok(answer.ttl) } else { Err(unreadable(&url, "another lease")) }
@@ -161,7 +162,7 @@ pub(super) async fn lease_keep_alive(
 
 /// L8: asks the leader how long a lease has left.
 pub(super) async fn lease_time_to_live(
-    dialer: &Connector,
+    link: &Link,
     urls: &[String],
     id: i64,
     keys: bool,
@@ -171,13 +172,13 @@ pub(super) async fn lease_time_to_live(
     let request = LeaseInternalRequest { lease_time_to_live_request: Some(request) };
     let body = request.encode_to_vec().into();
     let (url, answer) =
-        ask(dialer, urls, || post("/leases/internal", "application/protobuf"), body, limit, KEYS).await?;
+        ask(link, urls, || post("/leases/internal", "application/protobuf"), body, limit, KEYS).await?;
     LeaseInternalResponse::decode(answer).map_err(|error| unreadable(&url, &error.to_string()))
 }
 
 /// M9: has the leader promote a learner; the members afterwards.
 pub(super) async fn promote(
-    dialer: &Connector,
+    link: &Link,
     urls: &[String],
     id: u64,
     token: Option<&str>,
@@ -188,14 +189,14 @@ pub(super) async fn promote(
         Some(token) => post(&path, "application/json").header(header::AUTHORIZATION, token),
         None => post(&path, "application/json"),
     };
-    let (url, answer) = ask(dialer, urls, head, Bytes::new(), limit, SMALL).await?;
+    let (url, answer) = ask(link, urls, head, Bytes::new(), limit, SMALL).await?;
     json(&url, &answer)
 }
 
-/// Posts to the first URL that can be reached, round after round while there is time. An answer is an answer, also
-/// one that refuses. The URL that answered, and what.
+/// Posts to the first URL that can be reached, round after round while there is time, of which each gets its share. An answer
+/// is an answer, also one that refuses. The URL that answered, and what.
 async fn ask(
-    dialer: &Connector,
+    link: &Link,
     urls: &[String],
     head: impl Fn() -> Builder,
     body: Bytes,
@@ -205,11 +206,12 @@ async fn ask(
     if urls.is_empty() {
         return Err(PeerError::NoUrls);
     }
-    let mut last = PeerError::NoUrls;
+    let (mut last, dialer) = (PeerError::NoUrls, &link.options.dialer);
+    let share = limit / urls.len() as u32;
     let rounds = async {
         loop {
             for url in urls {
-                match call(dialer, url, head(), body.clone(), limit, answer_max).await {
+                match link.calls.call(dialer, url, &head, body.clone(), share, answer_max).await {
                     Ok((_, answer)) => return Ok((url.clone(), answer)),
                     Err(error @ PeerError::Refused { .. }) => return Err(error),
                     Err(error) => last = error,

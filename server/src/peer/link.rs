@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use trilith_proto::raftpb::{Message, MessageType};
 
+use super::client::Calls;
 use super::codec::Kind;
 use super::queue::{Queue, Refused};
 use super::{CLUSTER_ID, Options, PeerError, Sink};
@@ -28,6 +29,8 @@ pub(super) const STREAM_QUEUE: usize = 4096;
 const PIPELINE_QUEUE: usize = 64;
 /// N5.
 const SENDING_MAX: usize = 16;
+/// Two of the largest messages.
+const ROOM: usize = 1 << 30;
 /// Each holds a thread that may block.
 const RECEIVING_MAX: usize = 4;
 
@@ -41,6 +44,10 @@ pub(super) struct Link {
     pub(super) sending: Arc<Semaphore>,
     /// How many snapshots come in.
     pub(super) receiving: Semaphore,
+    /// What the leader is asked for.
+    pub(super) calls: Calls,
+    /// Bytes of requests that may be held before they are read.
+    pub(super) room: Semaphore,
 }
 
 /// P3: why a message is not for this member's raft.
@@ -68,7 +75,17 @@ impl Link {
             }
         }
         let (sending, receiving) = (Arc::new(Semaphore::new(SENDING_MAX)), Semaphore::new(RECEIVING_MAX));
-        Link { options, sink, headers, removed: Mutex::default(), sending, receiving }
+        let room = Semaphore::new(ROOM);
+        Link {
+            options,
+            sink,
+            headers,
+            removed: Mutex::default(),
+            sending,
+            receiving,
+            room,
+            calls: Calls::new(),
+        }
     }
 
     /// These were removed from the cluster.

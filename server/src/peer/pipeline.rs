@@ -26,14 +26,15 @@ pub(super) async fn post(link: Arc<Link>, peer: Arc<Peer>, take: Take) {
     while let Some(message) = peer.pipeline.pop(take).await {
         let body = Bytes::from(message.encode_to_vec());
         let limit = STALL + Duration::from_secs((body.len() / PACE) as u64);
-        let late = || PeerError::Timeout { url: peer.url() };
-        let delivered = timeout(limit, deliver(&link, &peer, &mut kept, body)).await;
+        let url = peer.url();
+        let late = || PeerError::Timeout { url: url.clone() };
+        let delivered = timeout(limit, deliver(&link, &url, &mut kept, body)).await;
         match delivered.unwrap_or_else(|_| Err(late())) {
             Ok(()) => peer.activate(),
             Err(error) => {
                 kept = None;
                 link.note(&error, REMOVED);
-                peer.failed(&peer.url());
+                peer.failed(&url);
                 peer.deactivate("pipeline", &error);
                 link.unreachable(peer.id);
             }
@@ -44,11 +45,10 @@ pub(super) async fn post(link: Arc<Link>, peer: Arc<Peer>, take: Take) {
 /// A kept connection may have been closed meanwhile: then a new one gets its chance.
 async fn deliver(
     link: &Link,
-    peer: &Peer,
+    url: &str,
     kept: &mut Option<Connection>,
     body: Bytes,
 ) -> Result<(), PeerError> {
-    let url = peer.url();
     if let Some(mut connection) = kept.take().filter(|kept| kept.is_open() && kept.url() == url) {
         match exchange(link, &mut connection, body.clone()).await {
             Err(PeerError::Http { .. }) => {}
@@ -58,7 +58,7 @@ async fn deliver(
             }
         }
     }
-    let mut connection = Connection::open(&link.options.dialer, &url, link.connect_max(), STALL).await?;
+    let mut connection = Connection::open(&link.options.dialer, url, link.connect_max(), STALL).await?;
     exchange(link, &mut connection, body).await?;
     *kept = Some(connection);
     Ok(())

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::{Buf, Bytes, BytesMut};
 use http::StatusCode;
 use hyper::body::Incoming;
-use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -19,31 +18,26 @@ use trilith_disk::{Disk, Open};
 use trilith_proto::raftpb::{Message, MessageType};
 
 use super::client::{STALL, next_data};
+use super::codec::decode_message;
 use super::link::Link;
 use super::reply::Refusal;
 use super::snapshot::metadata_index;
-use crate::core::PeerEvent;
+use crate::core::{PeerEvent, STORED, stored_snapshot};
 
 /// N1: of the message, in bytes.
 const MESSAGE_MAX: u64 = 64 << 20;
 /// Pieces that may wait for the disk.
 const AHEAD: usize = 8;
 const PART: &str = ".part";
-const DATABASE: &str = ".snap.db";
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
-
-/// Where the database of a snapshot of this index is found.
-pub(super) fn database_path(dir: &Path, index: u64) -> PathBuf {
-    dir.join(format!("{index:016x}{DATABASE}"))
-}
 
 /// Makes the folder, and removes from it what an earlier process did not receive to the end.
 pub(super) fn clean(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     disk.create_dir_all(dir)?;
     for path in disk.list(dir)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.ends_with(PART) && name.contains(DATABASE) {
+        if name.ends_with(PART) && name.contains(STORED) {
             disk.remove(&path)?;
         }
     }
@@ -52,6 +46,11 @@ pub(super) fn clean(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
 
 /// N4: takes the body of a request; the core has the message and the file when it answers Ok.
 pub(super) async fn receive(link: &Arc<Link>, mut body: Incoming) -> Result<(), Refusal> {
+    let permit = link.receiving.try_acquire();
+    let _permit = permit.map_err(|_| {
+        let text = "failed to save KV snapshot (too many snapshots come in)";
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+    })?;
     let (message, rest) = read_message(&mut body).await.map_err(|why| {
         Refusal::new(StatusCode::BAD_REQUEST, format!("failed to decode raft message ({why})"))
     })?;
@@ -62,12 +61,8 @@ pub(super) async fn receive(link: &Arc<Link>, mut body: Incoming) -> Result<(), 
     let index = metadata_index(&message);
     let from = format!("{:x}", message.from());
     log::info!("remote-peer-id" = from.as_str(), "snapshot-index" = index; "receiving a database snapshot");
-    let path = database_path(&link.options.snap_dir, index);
-    let saved = match link.receiving.try_acquire() {
-        Ok(_permit) => save(link, path.clone(), rest, body).await,
-        Err(_) => Err(io::Error::other("too many snapshots come in")),
-    };
-    let bytes = saved.map_err(|error| {
+    let path = stored_snapshot(&link.options.snap_dir, index);
+    let bytes = save(link, path.clone(), rest, body).await.map_err(|error| {
         let text = format!("failed to save KV snapshot ({error})");
         log::warn!("remote-peer-id" = from.as_str(), "snapshot-index" = index; "{text}");
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, text)
@@ -92,7 +87,7 @@ async fn read_message(body: &mut Incoming) -> Result<(Message, Bytes), String> {
             }
             if read.len() as u64 - 8 >= len {
                 read.advance(8);
-                let message = Message::decode(read.split_to(len as usize).freeze());
+                let message = decode_message(read.split_to(len as usize).freeze());
                 return Ok((message.map_err(|error| error.to_string())?, read.freeze()));
             }
         }

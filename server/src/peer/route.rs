@@ -8,15 +8,17 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
+use tokio::sync::SemaphorePermit;
 use tokio::time::timeout;
 use trilith_proto::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse};
 use trilith_proto::leasepb::{LeaseInternalRequest, LeaseInternalResponse};
-use trilith_proto::raftpb::{Message, MessageType};
+use trilith_proto::raftpb::MessageType;
 
 use super::client::{STALL, next_data};
-use super::codec::{Kind, MESSAGE_MAX};
+use super::codec::{Kind, MESSAGE_MAX, decode_message};
 use super::link::{
-    MIN_CLUSTER_VERSION, MIN_CLUSTER_VERSION_HEADER, PEER_URLS, RAFT_TO, SERVER_FROM, SERVER_VERSION_HEADER,
+    Link, MIN_CLUSTER_VERSION, MIN_CLUSTER_VERSION_HEADER, PEER_URLS, RAFT_TO, SERVER_FROM,
+    SERVER_VERSION_HEADER,
 };
 use super::reply::{Refusal, add, no_content, with_type};
 use super::stream::{Reply, StreamBody};
@@ -79,17 +81,13 @@ fn only(request: &Request<Incoming>, method: Method) -> Result<(), Refusal> {
     if *request.method() == method { Ok(()) } else { Err(Refusal::method(Some(allow))) }
 }
 
-/// Major and minor of `X.Y.Z`, with whatever may follow.
-pub(super) fn parse_version(text: &str) -> Option<(u64, u64)> {
-    let plain = text.split(['-', '+']).next()?;
-    let mut parts = plain.split('.').map(|part| part.parse::<u64>().ok());
-    let version = (parts.next()??, parts.next()??);
-    parts.next()??;
-    parts.next().is_none().then_some(version)
+/// Major and minor.
+pub(super) fn parse_version(text: &str) -> Option<(u32, u32)> {
+    members::parse_version(text).map(|(major, minor, _)| (major, minor))
 }
 
 /// H1: a member that says nothing is an old one.
-pub(super) fn version_of(headers: &HeaderMap, name: &str) -> Option<(u64, u64)> {
+pub(super) fn version_of(headers: &HeaderMap, name: &str) -> Option<(u32, u32)> {
     match headers.get(name) {
         None => Some((2, 0)),
         Some(value) => parse_version(value.to_str().ok()?),
@@ -128,12 +126,20 @@ enum Unread {
     Broken,
 }
 
-/// Each piece has to come in time, and all of them are at most `max` bytes.
-async fn read_body(mut body: Incoming, max: u64) -> Result<Bytes, Unread> {
+/// Each piece has to come in time, all of them are at most `max` bytes, and those of all requests what the port has room for.
+async fn read_body(link: &Link, mut body: Incoming, max: u64) -> Result<Bytes, Unread> {
     let mut read = BytesMut::new();
+    let mut room: Option<SemaphorePermit<'_>> = None;
     loop {
         match timeout(STALL, next_data(&mut body)).await {
-            Ok(Some(Ok(data))) if (read.len() + data.len()) as u64 <= max => read.extend_from_slice(&data),
+            Ok(Some(Ok(data))) if (read.len() + data.len()) as u64 <= max => {
+                let more = link.room.try_acquire_many(data.len() as u32).map_err(|_| Unread::TooLong)?;
+                match &mut room {
+                    Some(room) => room.merge(more),
+                    None => room = Some(more),
+                }
+                read.extend_from_slice(&data);
+            }
             Ok(Some(Ok(_))) => return Err(Unread::TooLong),
             Ok(None) => return Ok(read.freeze()),
             Ok(Some(Err(_))) | Err(_) => return Err(Unread::Broken),
@@ -147,9 +153,9 @@ async fn raft(shared: &Arc<Shared>, request: Request<Incoming>) -> Outcome {
     check_cluster(shared, request.headers())?;
     add_sender(shared, request.headers());
     let bad = |text| Refusal::new(StatusCode::BAD_REQUEST, text);
-    let body = read_body(request.into_body(), MESSAGE_MAX).await;
+    let body = read_body(&shared.link, request.into_body(), MESSAGE_MAX).await;
     let body = body.map_err(|_| bad("error reading raft message"))?;
-    let message = Message::decode(body).map_err(|_| bad("error unmarshalling raft message"))?;
+    let message = decode_message(body).map_err(|_| bad("error unmarshalling raft message"))?;
     shared.link.check(&message)?;
     let taken = match message.r#type() {
         // Without its database it is of no use.
@@ -299,7 +305,7 @@ async fn hash_kv(shared: &Shared, request: Request<Incoming>) -> Outcome {
         return Err(Refusal::new(StatusCode::PRECONDITION_FAILED, "cluster ID mismatch"));
     }
     let bad = |text: &str| Refusal::new(StatusCode::BAD_REQUEST, text);
-    let body = read_body(request.into_body(), LEASE_BODY_MAX).await;
+    let body = read_body(&shared.link, request.into_body(), LEASE_BODY_MAX).await;
     let body = body.map_err(|_| bad("error reading body"))?;
     let request: HashRequest =
         serde_json::from_slice(&body).map_err(|_| bad("error unmarshalling request"))?;
@@ -316,11 +322,11 @@ async fn hash_kv(shared: &Shared, request: Request<Incoming>) -> Outcome {
     Ok(with_type(JSON, serde_json::to_vec(&answer).expect("a struct of numbers always encodes")))
 }
 
-async fn lease_body(request: Request<Incoming>) -> Result<Bytes, Refusal> {
+async fn lease_body(shared: &Shared, request: Request<Incoming>) -> Result<Bytes, Refusal> {
     if request.method() != Method::POST {
         return Err(Refusal::method(None));
     }
-    read_body(request.into_body(), LEASE_BODY_MAX).await.map_err(|unread| match unread {
+    read_body(&shared.link, request.into_body(), LEASE_BODY_MAX).await.map_err(|unread| match unread {
         Unread::TooLong => Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "request body too large"),
         Unread::Broken => Refusal::new(StatusCode::BAD_REQUEST, "error reading body"),
     })
@@ -336,7 +342,7 @@ async fn caught_up<T>(answer: impl Future<Output = T>) -> Result<T, Refusal> {
 }
 
 async fn renew(shared: &Shared, request: Request<Incoming>) -> Outcome {
-    let body = lease_body(request).await?;
+    let body = lease_body(shared, request).await?;
     let LeaseKeepAliveRequest { id } = LeaseKeepAliveRequest::decode(body).map_err(|_| not_understood())?;
     match caught_up(shared.link.sink.renew(id)).await? {
         Ok(0) => Err(Refusal::new(StatusCode::NOT_FOUND, NO_LEASE)),
@@ -349,7 +355,7 @@ async fn renew(shared: &Shared, request: Request<Incoming>) -> Outcome {
 }
 
 async fn lease(shared: &Shared, request: Request<Incoming>) -> Outcome {
-    let body = lease_body(request).await?;
+    let body = lease_body(shared, request).await?;
     let request = LeaseInternalRequest::decode(body).map_err(|_| not_understood())?;
     let request = request.lease_time_to_live_request.ok_or_else(not_understood)?;
     match caught_up(shared.link.sink.lease(request.id, request.keys)).await? {

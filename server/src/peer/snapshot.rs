@@ -1,7 +1,7 @@
 //! POST /raft/snapshot: the store to a member that is too far behind for entries.
 //!
 //! The file is made of a published root part by part, one ahead of what the connection has taken, each on a thread
-//! that may block for just that long. A receiver that stalls holds a root and half a MiB, and nobody up.
+//! that may block for just that long. A receiver that stalls holds a root and a few parts, and nobody up.
 
 use std::io;
 use std::sync::Arc;
@@ -36,7 +36,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) async fn send(link: Arc<Link>, peer: Arc<Peer>, message: Message, root: Root) {
     let (id, index) = (format!("{:x}", peer.id), metadata_index(&message));
     log::info!("remote-peer-id" = id.as_str(), "snapshot-index" = index; "sending a database snapshot");
-    let delivered = match deliver(&link, &peer, &message, root).await {
+    let url = peer.url();
+    let delivered = match deliver(&link, &url, &message, root).await {
         Ok(bytes) => {
             log::info!("remote-peer-id" = id.as_str(), "snapshot-index" = index, bytes; "sent a database snapshot");
             peer.activate();
@@ -47,7 +48,7 @@ pub(super) async fn send(link: Arc<Link>, peer: Arc<Peer>, message: Message, roo
             log::warn!("remote-peer-id" = id.as_str(), "snapshot-index" = index, error = text.as_str(); "failed to send a database snapshot");
             if let Failure::Peer(error) = &error {
                 link.note(error, REMOVED);
-                peer.failed(&peer.url());
+                peer.failed(&url);
             }
             peer.deactivate("snapshot", &error);
             link.unreachable(peer.id);
@@ -83,22 +84,21 @@ enum Failure {
 }
 
 /// N1. The bytes of the database.
-async fn deliver(link: &Link, peer: &Peer, message: &Message, root: Root) -> Result<u64, Failure> {
+async fn deliver(link: &Link, url: &str, message: &Message, root: Root) -> Result<u64, Failure> {
     let export = spawn_blocking(move || Export::new(root)).await??;
     let bytes = export.total_bytes();
     let mut head = BytesMut::with_capacity(8 + message.encoded_len());
     head.put_u64(message.encoded_len() as u64);
     head.extend_from_slice(&message.encode_to_vec());
     let left = head.len() as u64 + bytes;
-    let url = peer.url();
-    let mut connection = Connection::open(&link.options.dialer, &url, link.connect_max(), STALL).await?;
+    let mut connection = Connection::open(&link.options.dialer, url, link.connect_max(), STALL).await?;
     let (to_send, parts) = mpsc::channel(1);
     let feeding = tokio::spawn(feed(export, bytes, head.freeze(), to_send));
     let request =
         link.request(Method::POST, "/raft/snapshot").header(header::CONTENT_TYPE, "application/octet-stream");
     let exchange = async {
         let answer = connection.send(request, Payload::Parts { parts, left }).await?;
-        read_answer(&url, answer, 0).await
+        read_answer(url, answer, 0).await
     };
     let patience = async {
         // Why it ended, the body has said.

@@ -162,13 +162,15 @@ impl Transport {
         let mut full = HashSet::new();
         for message in messages {
             let to = message.to();
+            if message.r#type() == MessageType::MsgSnap {
+                self.undelivered(to);
+                continue;
+            }
             let Some(peer) = self.0.anybody(to) else {
                 log::debug!(to = format!("{to:x}").as_str(); "a message for nobody known is dropped");
                 continue;
             };
-            if message.r#type() == MessageType::MsgSnap {
-                self.undelivered(to);
-            } else if !peer.send(message) {
+            if !peer.send(message) {
                 full.insert(to);
             }
         }
@@ -249,7 +251,7 @@ impl Transport {
         id: i64,
         timeout: Duration,
     ) -> Result<i64, PeerError> {
-        fetch::lease_keep_alive(&self.0.link.options.dialer, leader_urls, id, timeout).await
+        fetch::lease_keep_alive(&self.0.link, leader_urls, id, timeout).await
     }
 
     /// L8: asks the leader how long a lease has left. `Refused` with 404: there is no such lease.
@@ -260,7 +262,7 @@ impl Transport {
         keys: bool,
         timeout: Duration,
     ) -> Result<LeaseInternalResponse, PeerError> {
-        fetch::lease_time_to_live(&self.0.link.options.dialer, leader_urls, id, keys, timeout).await
+        fetch::lease_time_to_live(&self.0.link, leader_urls, id, keys, timeout).await
     }
 
     /// M9: has the leader promote a learner; the members afterwards. `token` is that of the caller.
@@ -271,6 +273,6 @@ impl Transport {
         token: Option<&str>,
         timeout: Duration,
     ) -> Result<Vec<Member>, PeerError> {
-        fetch::promote(&self.0.link.options.dialer, leader_urls, id, token, timeout).await
+        fetch::promote(&self.0.link, leader_urls, id, token, timeout).await
     }
 }

@@ -13,8 +13,11 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
+use trilith_disk::Disk;
+use trilith_disk::sim::SimDisk;
+use trilith_engine::{Options as StoreOptions, Store, TreeId};
 use trilith_proto::etcdserverpb::{HashKvResponse, LeaseTimeToLiveResponse, ResponseHeader};
-use trilith_proto::raftpb::{Entry, Message, MessageType};
+use trilith_proto::raftpb::{Entry, Message, MessageType, Snapshot, SnapshotMetadata};
 use trilith_server::apply::members::Member;
 use trilith_server::config::url::Url;
 use trilith_server::core::{Overflow, PeerEvent};
@@ -439,4 +442,34 @@ pub fn files(folder: &Path) -> Vec<String> {
         std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+/// The length of each value of [`store`].
+const VALUE: usize = 20_000;
+
+/// A store of so many values of 20 KB that do not compress, on a disk of its own, as of entry 0x1f of term 3.
+pub fn store(values: u32) -> Store {
+    let disk = SimDisk::new();
+    disk.create_dir_all(Path::new("d")).unwrap();
+    let options = StoreOptions {
+        path: "d/db".into(),
+        disk: Arc::new(disk),
+        map: false,
+        dirty_bytes_max: 1 << 30,
+        compress: false,
+    };
+    let mut store = Store::open(options).unwrap();
+    let mut rng = trilith_fuzz::Rng::new(u64::from(values));
+    for i in 0..values {
+        store.insert(TreeId::Cluster, &i.to_be_bytes(), &rng.bytes(VALUE)).unwrap();
+    }
+    store.set_applied(0x1f, 3);
+    store.publish();
+    store
+}
+
+pub fn snapshot(from: u64, to: u64, index: u64) -> Message {
+    let metadata = SnapshotMetadata { index: Some(index), term: Some(3), ..SnapshotMetadata::default() };
+    let snapshot = Snapshot { data: Some(Bytes::from_static(b"{}")), metadata: Some(metadata) };
+    Message { snapshot: Some(snapshot), ..message(MessageType::MsgSnap, from, to) }
 }

@@ -5,7 +5,7 @@ use prost::Message as _;
 use trilith_fuzz::{Rng, mutate, run};
 use trilith_proto::raftpb::{Entry, Message, MessageType};
 
-use super::{CodecError, Decoder, Encoder, Frame, Kind, MESSAGE_MAX};
+use super::{CodecError, Decoder, ENTRY_COST, Encoder, Frame, Kind, MESSAGE_MAX, decode_message};
 
 fn entry(term: u64, index: u64, data: &'static [u8]) -> Entry {
     Entry { term: Some(term), index: Some(index), data: Some(Bytes::from_static(data)), r#type: None }
@@ -222,4 +222,15 @@ fn noise_is_an_error_or_messages_and_costs_no_more_than_it_is_long() {
         let frames = at_once.unwrap_or_else(|(frames, _)| frames);
         assert!(frames.len() <= bytes.len());
     });
+}
+
+#[test]
+fn two_bytes_for_an_entry_do_not_make_more_than_a_message_may_be() {
+    let entries = |count: usize| Bytes::from([0x3a, 0].repeat(count));
+    assert_eq!(decode_message(entries(1000)).unwrap().entries.len(), 1000);
+    let most = (MESSAGE_MAX / (2 + ENTRY_COST)) as usize;
+    assert!(matches!(decode_message(entries(most + 1)), Err(CodecError::TooLong(_))));
+    let messages = Bytes::from([0x72, 0].repeat((MESSAGE_MAX / size_of::<Message>() as u64) as usize));
+    assert!(matches!(decode_message(messages), Err(CodecError::TooLong(_))));
+    assert!(matches!(decode_message(Bytes::from_static(&[0x3a, 9])), Err(CodecError::Message(_))));
 }

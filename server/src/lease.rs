@@ -142,8 +142,9 @@ impl Lessor {
 
     /// Whether a renewal has to go through the log first, as a checkpoint that gives the lease its whole TTL: else a new
     /// leader would give it less than its client was told.
-    pub fn is_checkpointed(&self, id: i64) -> bool {
-        self.is_primary && self.leases.get(&id).is_some_and(|lease| lease.remaining_ttl > 0)
+    pub fn is_checkpointed(&self, id: i64, now: Duration) -> bool {
+        let lives = |lease: &Lease| lease.expiry.is_some_and(|at| at > now);
+        self.is_primary && self.leases.get(&id).is_some_and(|lease| lease.remaining_ttl > 0 && lives(lease))
     }
 
     /// Leases with the seconds that are left, as many as one entry of the log takes: those that are due.
@@ -197,12 +198,14 @@ impl Lessor {
             return Ok(Renewal::Expired(told));
         }
         let at = now + seconds(lease.ttl);
-        (lease.expiry, lease.remaining_ttl) = (Some(at), 0);
+        lease.expiry = Some(at);
+        // A checkpoint has overtaken the one that took it back: a new leader would go by it.
+        let outdated = lease.remaining_ttl > 0;
         let (ttl, planned) = (lease.ttl, lease.checkpoint_at.is_some());
         self.expiries.remove(&(old, id));
         self.expiries.insert((at, id));
-        if !planned {
-            self.plan_checkpoint(id, now + CHECKPOINT_INTERVAL);
+        if outdated || !planned {
+            self.plan_checkpoint(id, if outdated { now } else { now + CHECKPOINT_INTERVAL });
         }
         Ok(Renewal::Renewed(ttl))
     }
@@ -431,9 +434,10 @@ mod tests {
         assert!(lessor.due_checkpoints(at(299.0)).is_empty());
         assert_eq!(lessor.due_checkpoints(at(300.5)), [(1, 600)]);
         assert!(lessor.due_checkpoints(at(300.5)).is_empty());
-        assert!(!lessor.is_checkpointed(1));
+        assert!(!lessor.is_checkpointed(1, at(300.5)));
         lessor.checkpoint(1, 600, at(301.0));
-        assert!(lessor.is_checkpointed(1));
+        assert!(lessor.is_checkpointed(1, at(301.0)));
+        assert!(!lessor.is_checkpointed(1, at(900.0)), "what is over is not given its time back");
         assert_eq!(lessor.ttl(1, at(301.0)), Some((900, 599)), "it ends when it would have ended");
         assert_eq!(lessor.due_checkpoints(at(601.0)), [(1, 299)]);
         lessor.checkpoint(1, 299, at(601.0));
@@ -455,10 +459,15 @@ mod tests {
         lessor.checkpoint(1, 899, at(302.0));
         // What a renewal does first, and then itself.
         lessor.checkpoint(1, 0, at(303.0));
-        assert!(!lessor.is_checkpointed(1));
+        assert!(!lessor.is_checkpointed(1, at(303.0)));
         lessor.renew(1, at(303.0)).unwrap();
         assert!(lessor.due_checkpoints(at(602.0)).is_empty());
         assert_eq!(lessor.due_checkpoints(at(603.0)), [(1, 600)]);
+        // One that was on its way when a renewal took the last one back, and is applied between that and the renewal.
+        lessor.checkpoint(1, 0, at(604.0));
+        lessor.checkpoint(1, 600, at(604.0));
+        lessor.renew(1, at(604.0)).unwrap();
+        assert_eq!(lessor.due_checkpoints(at(604.0)), [(1, 900)], "at once");
         // Without checkpoints none is named.
         let mut lessor = primary();
         lessor.grant(1, 900, at(0.0)).unwrap();

@@ -1,7 +1,8 @@
 //! Changes of the membership: what a committed one does to the store, and which ones are rejected.
 //!
-//! Every member decides alike, from its store alone, whether a change is carried out (reference rafthttp L6, L7). One
-//! that is rejected writes nothing. A removed id never returns.
+//! Every member decides alike, from its store, whether a change is carried out (reference rafthttp L6, L7). One that is
+//! rejected writes nothing. A removed id never returns. As in etcd, --max-learners counts here as well: all members must
+//! be given the same, and it must not be lowered.
 //!
 //! Must never ask whether a change is wise: that is asked before it is proposed, by one member.
 
@@ -112,14 +113,14 @@ fn add(
     Ok(member)
 }
 
-/// The change says what the member is to raft, and leaves what it has published. Its own URLs count as taken only by
-/// others.
+/// The change says where the member is, and leaves what it has published, and its vote, since raft does the same: whoever
+/// asks may not know yet whether it has one. Its own URLs count as taken only by others.
 fn update(present: &[Member], known: Option<&Member>, told: Member) -> Result<Member, Status> {
     let known = known.ok_or(status::MEMBER_NOT_FOUND)?;
     if uses_url_of(&told, present) {
         return Err(status::PEER_URL_EXIST);
     }
-    Ok(Member { peer_urls: told.peer_urls, is_learner: told.is_learner, ..known.clone() })
+    Ok(Member { peer_urls: told.peer_urls, ..known.clone() })
 }
 
 /// The last voter stays, since nobody could ever elect anybody again: etcd's members all panic there.
@@ -136,27 +137,17 @@ fn uses_url_of(member: &Member, present: &[Member]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use ConfChangeType::{
         ConfChangeAddLearnerNode as AddLearner, ConfChangeAddNode as Add, ConfChangeRemoveNode as Remove,
         ConfChangeUpdateNode as Update,
     };
-    use trilith_disk::sim::SimDisk;
-    use trilith_engine::{Options, TreeId};
+    use trilith_engine::TreeId;
 
     use super::*;
 
     /// A store with the voters 1 and 2; 2 has published itself.
     fn store() -> Store {
-        let mut store = Store::open(Options {
-            path: "db".into(),
-            disk: Arc::new(SimDisk::new()),
-            map: false,
-            dirty_bytes_max: 1 << 20,
-            compress: true,
-        })
-        .unwrap();
+        let mut store = crate::apply::tests::store();
         for id in [1, 2] {
             assert_eq!(apply(&mut store, Add, id, &members::encode(&member(id))), Ok(()));
         }

@@ -11,7 +11,7 @@ use trilith_proto::raftpb;
 
 use super::*;
 
-fn store() -> Store {
+pub(super) fn store() -> Store {
     let options = trilith_engine::Options {
         path: "db".into(),
         disk: Arc::new(SimDisk::new()),

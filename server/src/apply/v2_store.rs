@@ -89,23 +89,13 @@ pub fn encode(view: View<'_>) -> Result<Vec<u8>, StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use trilith_disk::sim::SimDisk;
-    use trilith_engine::{Options, Store, TreeId};
+    use trilith_engine::TreeId;
 
     use super::*;
 
     #[test]
     fn n2_n3_the_document() {
-        let mut store = Store::open(Options {
-            path: "db".into(),
-            disk: Arc::new(SimDisk::new()),
-            map: false,
-            dirty_bytes_max: 1 << 20,
-            compress: true,
-        })
-        .unwrap();
+        let mut store = crate::apply::tests::store();
         let learner = Member {
             id: 0xab,
             peer_urls: vec!["http://a:1".into()],

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 use prost::Message;
 use trilith_engine::View;
-use trilith_proto::raftpb::{ConfChange, ConfChangeType, ConfState, Entry, EntryType, HardState};
+use trilith_proto::raftpb::{ConfChange, ConfChangeType, Entry, EntryType, HardState};
 use trilith_wal::{EntryRef, Replay, Wal};
 
 use super::{Config, Fatal};
@@ -28,14 +28,11 @@ pub(super) fn leave_the_others(
 ) -> Result<(), Fatal> {
     let own = replay.metadata.node_id;
     let last = replay.entries.last().map_or(applied, Entry::index).max(applied);
-    let state = state_at_the_end(members::conf_state(view)?, &replay.entries, applied);
-    let changes = changes(config, view, own, &state)?;
-    log::warn!(
-        member:% = format!("{own:x}"), removed = state.len().saturating_sub(1);
-        "a new cluster is made of this member alone"
-    );
+    let changes = changes(config, view, &replay.entries, own)?;
+    log::warn!(member:% = format!("{own:x}"); "a new cluster is made of this member alone");
     let last_term = replay.entries.last().map_or(0, Entry::term);
-    let term = replay.hard_state.term().max(last_term).max(1);
+    // No leader of the old cluster has made entries of this term.
+    let term = replay.hard_state.term().max(last_term) + 1;
     let entry = |(index, change): (u64, &ConfChange)| Entry {
         r#type: Some(EntryType::EntryConfChange.into()),
         term: Some(term),
@@ -44,8 +41,7 @@ pub(super) fn leave_the_others(
     };
     let entries: Vec<Entry> = (last + 1..).zip(&changes).map(entry).collect();
     let last = last + entries.len() as u64;
-    let vote = if replay.hard_state.term() == term { replay.hard_state.vote() } else { 0 };
-    let hard_state = HardState { term: Some(term), vote: Some(vote), commit: Some(last) };
+    let hard_state = HardState { term: Some(term), vote: Some(0), commit: Some(last) };
     let borrowed = entries.iter().map(|entry| EntryRef {
         kind: EntryType::EntryConfChange,
         term,
@@ -59,44 +55,31 @@ pub(super) fn leave_the_others(
     Ok(())
 }
 
-/// Whether each member votes, by id.
-type Members = std::collections::BTreeMap<u64, bool>;
-
-/// Who belongs to the group when everything is applied.
-fn state_at_the_end(state: ConfState, entries: &[Entry], applied: u64) -> Members {
-    let voters = state.voters.into_iter().map(|id| (id, true));
-    let mut members: Members = voters.chain(state.learners.into_iter().map(|id| (id, false))).collect();
-    let is_change = |entry: &&Entry| entry.index() > applied && entry.r#type() == EntryType::EntryConfChange;
-    for entry in entries.iter().filter(is_change) {
-        // One that cannot be read ends the member when it is applied, with its name.
-        let Ok(change) = ConfChange::decode(entry.data()) else { continue };
-        match change.r#type() {
-            ConfChangeType::ConfChangeAddNode => drop(members.insert(change.node_id(), true)),
-            ConfChangeType::ConfChangeAddLearnerNode => drop(members.insert(change.node_id(), false)),
-            ConfChangeType::ConfChangeRemoveNode => drop(members.remove(&change.node_id())),
-            ConfChangeType::ConfChangeUpdateNode => {}
-        }
-    }
-    members
-}
-
-/// This member votes, then all others go: the last voter would stay.
-fn changes(config: &Config, view: View<'_>, own: u64, state: &Members) -> Result<Vec<ConfChange>, Fatal> {
+/// This member votes, then all others go: the last voter would stay. Which of the entries that are not applied yet will be
+/// rejected nobody knows, so a change is made for everything that may be; one too many is rejected in turn.
+fn changes(config: &Config, view: View<'_>, entries: &[Entry], own: u64) -> Result<Vec<ConfChange>, Fatal> {
     let change = |kind: ConfChangeType, id: u64, context: Vec<u8>| ConfChange {
         id: None,
         r#type: Some(kind.into()),
         node_id: Some(id),
         context: (!context.is_empty()).then(|| context.into()),
     };
-    let first = match state.get(&own) {
-        Some(true) => None,
-        Some(false) => Some(promotion(own)),
-        None => Some(members::encode(&own_member(config, view, own)?)),
-    };
-    let first = first.map(|context| change(ConfChangeType::ConfChangeAddNode, own, context));
-    let others: BTreeSet<u64> = state.keys().copied().filter(|id| *id != own).collect();
-    let removals = others.into_iter().map(|id| change(ConfChangeType::ConfChangeRemoveNode, id, Vec::new()));
-    Ok(first.into_iter().chain(removals).collect())
+    let state = members::conf_state(view)?;
+    let is_change = |entry: &&Entry| entry.r#type() == EntryType::EntryConfChange;
+    // One that cannot be read ends the member when it is applied, with its name.
+    let pending = entries.iter().filter(is_change).filter_map(|entry| ConfChange::decode(entry.data()).ok());
+    let mut others: BTreeSet<u64> = pending.map(|change| change.node_id()).collect();
+    let may_lack_a_vote = !state.voters.contains(&own) || others.contains(&own);
+    others.extend(state.voters.into_iter().chain(state.learners));
+    others.remove(&own);
+    let mut changes = Vec::new();
+    if may_lack_a_vote {
+        for context in [members::encode(&own_member(config, view, own)?), promotion(own)] {
+            changes.push(change(ConfChangeType::ConfChangeAddNode, own, context));
+        }
+    }
+    changes.extend(others.into_iter().map(|id| change(ConfChangeType::ConfChangeRemoveNode, id, Vec::new())));
+    Ok(changes)
 }
 
 fn own_member(config: &Config, view: View<'_>, own: u64) -> Result<Member, Fatal> {

@@ -543,7 +543,7 @@ impl Handle {
     }
 
     pub(super) fn is_checkpointed(&self, lease: i64) -> bool {
-        self.0.lessor().is_checkpointed(lease)
+        self.0.lessor().is_checkpointed(lease, self.0.now())
     }
 
     /// Whether this member leads and has its lessor running.

@@ -83,9 +83,7 @@ pub async fn member_remove(
 /// learner a vote in the list that it does not have in raft, and ends every member over such a URL.
 pub async fn member_update(handle: &Handle, request: pb::MemberUpdateRequest) -> Result<Reply, Status> {
     let peer_urls = parsed_urls(&request.peer_ur_ls)?;
-    let known = members::get(handle.root().view(), request.id)?;
-    let is_learner = known.is_some_and(|member| member.is_learner);
-    let member = Member { id: request.id, peer_urls, is_learner, ..Member::default() };
+    let member = Member { id: request.id, peer_urls, ..Member::default() };
     propose(handle, ConfChangeType::ConfChangeUpdateNode, request.id, members::encode(&member)).await?;
     Ok(Reply::of(&pb::MemberUpdateResponse { header: header(handle), members: listed(handle)? }))
 }

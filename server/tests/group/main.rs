@@ -8,6 +8,8 @@ mod reconfigure;
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::time::{Duration, Instant};
+
 use places::{Group, Place, TOKEN, ask, get, hash, listed, member_list, put, until};
 use rustix::process::Signal;
 use support::block_on;
@@ -101,16 +103,26 @@ fn m6_a_dead_leader_is_replaced_and_nothing_is_lost() {
         let _: pb::LeaseGrantResponse =
             ask(group.client(leader), "/etcdserverpb.Lease/LeaseGrant", &grant).await.unwrap();
         put(group.client(leader), "key", "acknowledged").await.unwrap();
+        let ask_ttl = pb::LeaseTimeToLiveRequest { id: 77, keys: false };
+        let left = async |address| {
+            let path = "/etcdserverpb.Lease/LeaseTimeToLive";
+            ask::<_, pb::LeaseTimeToLiveResponse>(address, path, &ask_ttl).await.ok()
+        };
+        let (old, next) = (group.client(leader), group.client(other));
+        let run_down = until(async || left(old).await.map(|left| left.ttl).filter(|ttl| *ttl <= 56)).await;
+        let seen = Instant::now();
         group.kill(leader);
         until(async || put(group.client(other), "next", "1").await.ok()).await;
         assert_eq!(get(group.client(other), "key").await.unwrap().as_deref(), Some("acknowledged"));
-        let ask_ttl = pb::LeaseTimeToLiveRequest { id: 77, keys: false };
-        let left: pb::LeaseTimeToLiveResponse = until(async || {
-            ask(group.client(other), "/etcdserverpb.Lease/LeaseTimeToLive", &ask_ttl).await.ok()
-        })
-        .await;
-        assert_eq!(left.granted_ttl, 60);
-        assert!(left.ttl >= 30, "prolonged by the new leader: {left:?}");
+        let anew = until(async || left(next).await).await;
+        assert_eq!(anew.granted_ttl, 60);
+        // Its end has moved by what had run down, and not only by a second that was cut off.
+        let end = anew.ttl + seen.elapsed().as_secs() as i64;
+        assert!(
+            end > run_down + 1,
+            "prolonged by the new leader: {anew:?}, {run_down} {:?} before",
+            seen.elapsed()
+        );
         group.restart(leader, &[]);
         assert_eq!(get(group.client(leader), "next").await.unwrap().as_deref(), Some("1"));
     });
@@ -134,15 +146,18 @@ fn m6_without_a_majority_nothing_is_written() {
 
 #[test]
 fn m7_a_leader_that_ends_hands_over() {
-    let mut group = Group::start("m7", 3, &[]);
+    // By itself nobody would take over for a long time.
+    let mut group = Group::start("m7", 3, &["--heartbeat-interval=100", "--election-timeout=5000"]);
     block_on(async {
         let leader = group.leader().await;
         let other = (leader + 1) % 3;
         let ending = group.members[leader].take().unwrap();
+        let begin = Instant::now();
         ending.signal(Signal::TERM);
         let (code, lines) = ending.wait();
         assert_eq!(code, Some(0), "{lines:#?}");
         until(async || put(group.client(other), "key", "1").await.ok()).await;
+        assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
     });
 }
 

@@ -27,7 +27,9 @@ pub const BUCKETS: [(&str, TreeId); 10] = [
 
 /// A look-up in the index costs as much as passing so many of its entries in order.
 const LOOK_UP: u64 = 20;
-/// So many entries a pass lists at most: some tens of megabytes.
+/// Fewer than that are looked up without asking how long the index is, which costs something by itself.
+const MANY: u64 = if cfg!(test) { 5 } else { 1000 };
+/// So many entries a pass lists at most where nobody else would list any: some tens of megabytes.
 const LISTED_MAX: usize = if cfg!(test) { 100 } else { 1 << 20 };
 
 /// So many compactions have their hashes kept.
@@ -135,11 +137,13 @@ impl<'a> View<'a> {
         let settled = self.finished_compaction()? >= compacted;
         let few = settled && above.count < below.count;
         let look_ups = if few { above.count } else { below.count };
-        let passes = look_ups > 0 && self.sums(TreeId::Index, None, None)?.count / LOOK_UP < look_ups;
-        let passed = if passes { self.superseded_by_pass(compacted, revision, compacts)? } else { None };
-        let superseded = match passed {
-            None if few && below.count > 0 => Some(self.superseded(compacted, revision, compacts)?),
-            passed => passed,
+        let passes = look_ups >= MANY && self.sums(TreeId::Index, None, None)?.count / LOOK_UP < look_ups;
+        let superseded = match passes {
+            // Looking them up would list as many.
+            true if few => self.superseded_by_pass(compacted, revision, compacts, usize::MAX)?,
+            true => self.superseded_by_pass(compacted, revision, compacts, LISTED_MAX)?,
+            false if few => Some(self.superseded(compacted, revision, compacts)?),
+            false => None,
         };
         let hash = match superseded {
             _ if below.count == 0 => name,
@@ -153,18 +157,19 @@ impl<'a> View<'a> {
     }
 
     /// Keys of the entries at or below the compact revision that do not count, and perhaps of some that are gone,
-    /// ascending. None: too many to be listed.
+    /// ascending. None: more than `most`.
     fn superseded_by_pass(
         &self,
         compacted: i64,
         revision: i64,
         compacts: bool,
+        most: usize,
     ) -> Result<Option<Vec<RevisionKey>>, StoreError> {
         let kept_at = self.kept_at(compacted, revision, compacts)?;
         let mut superseded = Vec::new();
         let mut supersede = |entry: Option<(Revision, bool)>| {
             superseded.extend(entry.map(|(at, tombstone)| RevisionKey::new(at, tombstone)));
-            superseded.len() <= LISTED_MAX
+            superseded.len() <= most
         };
         // Of the key in hand: its newest entry that is compacted, until one supersedes it.
         let (mut key, mut newest) = (Vec::new(), None);
@@ -321,7 +326,7 @@ mod tests {
             view.sums_without(TreeId::Key, None, Some(&middle), superseded).unwrap().crc
         };
         let kept = view.kept(0, compacted, revision, compacts).unwrap();
-        let passed = view.superseded_by_pass(compacted, revision, compacts).unwrap();
+        let passed = view.superseded_by_pass(compacted, revision, compacts, LISTED_MAX).unwrap();
         if let Some(passed) = &passed {
             assert!(passed.windows(2).all(|pair| pair[0][..] < pair[1][..]));
             assert_eq!(without(passed), kept, "by a pass, of {compacted} at {revision}");

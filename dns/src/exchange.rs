@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, TYPE};
@@ -32,10 +32,10 @@ pub(crate) fn ask<T>(
     timeout: Duration,
     take: impl Fn(&RData<'_>) -> Option<T>,
 ) -> io::Result<Option<Vec<T>>> {
-    let bytes = over_udp(question, server, timeout)?;
+    let bytes = over_udp(question, server, Instant::now() + timeout)?;
     let bytes = match bytes {
         Some(bytes) => bytes,
-        None => over_tcp(question, server, timeout)?,
+        None => over_tcp(question, server, Instant::now() + timeout)?,
     };
     // Who answered is known to be the server, and to have meant this question.
     let Ok(answer) = Packet::parse(&bytes) else { return Ok(None) };
@@ -46,8 +46,16 @@ pub(crate) fn ask<T>(
     })
 }
 
+/// The time until then, of which there is some.
+fn left(until: Instant) -> io::Result<Duration> {
+    match until.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+        left => Ok(left),
+    }
+}
+
 /// The answer, or None when it was cut off.
-fn over_udp(question: &[u8], server: SocketAddr, timeout: Duration) -> io::Result<Option<Vec<u8>>> {
+fn over_udp(question: &[u8], server: SocketAddr, until: Instant) -> io::Result<Option<Vec<u8>>> {
     let any: SocketAddr = match server {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -55,10 +63,10 @@ fn over_udp(question: &[u8], server: SocketAddr, timeout: Duration) -> io::Resul
     let socket = UdpSocket::bind(any)?;
     // The kernel passes on nothing from anybody else.
     socket.connect(server)?;
-    socket.set_read_timeout(Some(timeout))?;
     socket.send(question)?;
     let mut buffer = [0; UDP_BYTES_MAX];
     for _ in 0..STRAYS_MAX {
+        socket.set_read_timeout(Some(left(until)?))?;
         let len = socket.recv(&mut buffer)?;
         let Some(bytes) = buffer.get(..len).filter(|bytes| answers(question, bytes)) else { continue };
         let cut = bytes[2] & 0x02 != 0;
@@ -67,21 +75,34 @@ fn over_udp(question: &[u8], server: SocketAddr, timeout: Duration) -> io::Resul
     Err(io::ErrorKind::TimedOut.into())
 }
 
-fn over_tcp(question: &[u8], server: SocketAddr, timeout: Duration) -> io::Result<Vec<u8>> {
-    let mut socket = TcpStream::connect_timeout(&server, timeout)?;
-    socket.set_read_timeout(Some(timeout))?;
-    socket.set_write_timeout(Some(timeout))?;
+fn over_tcp(question: &[u8], server: SocketAddr, until: Instant) -> io::Result<Vec<u8>> {
+    let mut socket = TcpStream::connect_timeout(&server, left(until)?)?;
+    socket.set_write_timeout(Some(left(until)?))?;
     let mut framed = (question.len() as u16).to_be_bytes().to_vec();
     framed.extend_from_slice(question);
     socket.write_all(&framed)?;
     let mut len = [0; 2];
-    socket.read_exact(&mut len)?;
+    read(&mut socket, &mut len, until)?;
     let mut bytes = vec![0; usize::from(u16::from_be_bytes(len))];
-    socket.read_exact(&mut bytes)?;
+    read(&mut socket, &mut bytes, until)?;
     if !answers(question, &bytes) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is to another question"));
     }
     Ok(bytes)
+}
+
+/// Fills the buffer, however slowly it comes, until the time is up.
+fn read(socket: &mut TcpStream, mut buffer: &mut [u8], until: Instant) -> io::Result<()> {
+    while !buffer.is_empty() {
+        socket.set_read_timeout(Some(left(until)?))?;
+        match socket.read(buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(len) => buffer = &mut buffer[len..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Whether bytes are an answer with the question's number and text. Servers repeat the question as it was; its letters

@@ -2,8 +2,8 @@
 //!
 //! It asks the name servers of `/etc/resolv.conf` (or those that it is given) in turn, over UDP, and over TCP when an
 //! answer was cut off; addresses also come from `/etc/hosts`. It blocks for as long as the servers take, at most
-//! attempts times timeout for each server and name. What servers send is never trusted to be well formed, and nothing
-//! is kept between two questions.
+//! attempts times timeout for each server and name, twice that where an answer was cut off. What servers send is never
+//! trusted to be well formed, and nothing is kept between two questions.
 #![forbid(unsafe_code)]
 
 mod exchange;

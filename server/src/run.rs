@@ -1,7 +1,7 @@
 //! The process of a member, from its arguments to its exit: configuration, data directory, core, ports.
 //!
 //! Everything that is wrong ends in one clear line and exit status 1 (2 for a command line that cannot be read).
-//! The ports are bound first, so that a wrong address is told before anything is written.
+//! The ports are bound before log and store are made, so that a wrong address is told first.
 
 use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use log::kv::Value;
 use rustix::fd::OwnedFd;
@@ -34,6 +34,9 @@ use crate::peer::{self, Remote, Transport};
 use crate::rpc::{Api, Options, Server, Stop};
 use crate::tls::{Connector, Ports};
 use crate::{logging, memory};
+
+/// How long threads may take to end at the end.
+const END_MAX: Duration = Duration::from_secs(1);
 
 /// Runs the process; what it was given does not include its own name.
 pub fn main(
@@ -173,7 +176,10 @@ fn serve(mut config: Config) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|error| format!("failed to start the runtime: {error}"))?;
-    LocalSet::new().block_on(&runtime, member(config, disk, first_start))
+    let outcome = LocalSet::new().block_on(&runtime, member(config, disk, first_start));
+    // What is still looked up or read by then nobody waits for: all that had to be written is.
+    runtime.shutdown_timeout(END_MAX);
+    outcome
 }
 
 /// The initial cluster by DNS, where it is to come from there.

@@ -1,7 +1,7 @@
 //! The certificate of `--auto-tls` and `--peer-auto-tls`: made at the first start, used again at each later one.
 
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -68,11 +68,21 @@ fn write(
         .mode(0o700)
         .create(folder)
         .map_err(|error| failed(folder, &error))?;
-    for (path, text, mode) in [(cert, cert_pem, 0o644), (key, key_pem, 0o600)] {
-        let mut file = std::fs::OpenOptions::new();
-        let file = file.write(true).create(true).truncate(true).mode(mode).open(path);
-        file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| failed(path, &error))?;
+    // Each is whole where it stands, whatever happens: a later start takes what it finds.
+    for (path, text, mode) in [(key, key_pem, 0o600), (cert, cert_pem, 0o644)] {
+        let new = path.with_extension("new");
+        let made = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new);
+        made.and_then(|mut file| {
+            file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&new, path)
+        })
+        .map_err(|error| failed(path, &error))?;
     }
+    std::fs::File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| failed(folder, &error))?;
     Ok(())
 }
 

@@ -298,6 +298,10 @@ pub mod path {
     pub const LEASE_TIME_TO_LIVE: &str = "/etcdserverpb.Lease/LeaseTimeToLive";
     /// Lease.LeaseLeases
     pub const LEASE_LEASES: &str = "/etcdserverpb.Lease/LeaseLeases";
+    /// Cluster.MemberAdd.
+    pub const MEMBER_ADD: &str = "/etcdserverpb.Cluster/MemberAdd";
+    /// Cluster.MemberRemove.
+    pub const MEMBER_REMOVE: &str = "/etcdserverpb.Cluster/MemberRemove";
     /// Maintenance.Status
     pub const STATUS: &str = "/etcdserverpb.Maintenance/Status";
     /// Maintenance.HashKV

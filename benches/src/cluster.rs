@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::TcpListener;
-use trilith_proto::etcdserverpb::{StatusRequest, StatusResponse};
+use trilith_proto::etcdserverpb::{
+    MemberAddRequest, MemberAddResponse, MemberRemoveRequest, MemberRemoveResponse, StatusRequest,
+    StatusResponse,
+};
 use trilith_proto::ids;
 
 use crate::Result;
@@ -89,6 +92,23 @@ impl Cluster {
     /// SIGKILL.
     pub fn kill(&mut self, at: usize) -> Result<()> {
         self.members[at].take().map_or(Ok(()), Member::kill)
+    }
+
+    /// SIGKILL, and nothing is left of its data: it is removed from the cluster and added again, as etcd wants it, ready to be
+    /// started. `by` carries that out.
+    pub async fn replace(&mut self, at: usize, by: usize) -> Result<()> {
+        self.kill(at)?;
+        let launch = &mut self.launches[at];
+        std::fs::remove_dir_all(&launch.folder)?;
+        let mut client = Client::connect(self.members[by].as_ref().ok_or("nobody to ask")?.client).await?;
+        let removal = MemberRemoveRequest { id: self.ids[at] };
+        client.call::<_, MemberRemoveResponse>(path::MEMBER_REMOVE, &removal).await?;
+        let url = format!("http://{}", launch.peer_advertised);
+        let addition = MemberAddRequest { peer_ur_ls: vec![url], is_learner: false };
+        let added: MemberAddResponse = client.call(path::MEMBER_ADD, &addition).await?;
+        self.ids[at] = added.member.ok_or("an answer without a member")?.id;
+        launch.flags.push("--initial-cluster-state=existing".to_owned());
+        Ok(())
     }
 
     /// SIGTERM; waits for the end, which must be in order.

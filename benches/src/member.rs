@@ -176,6 +176,15 @@ impl Drop for Member {
     }
 }
 
+/// The path of a folder below `parent`, which is not there yet, or not any more.
+pub fn unused(parent: &Path, name: &str) -> Result<PathBuf> {
+    let path = parent.join(name);
+    if path.exists() {
+        std::fs::remove_dir_all(&path)?;
+    }
+    Ok(path)
+}
+
 /// A folder that is removed at the end, unless it is kept for a look at what went wrong.
 #[derive(Debug)]
 pub struct Scratch {
@@ -187,10 +196,7 @@ pub struct Scratch {
 impl Scratch {
     /// A new folder under `parent`.
     pub fn new(parent: &Path, name: &str) -> Result<Scratch> {
-        let path = parent.join(format!("trilith-{name}-{}", std::process::id()));
-        if path.exists() {
-            std::fs::remove_dir_all(&path)?;
-        }
+        let path = unused(parent, &format!("trilith-{name}-{}", std::process::id()))?;
         std::fs::create_dir_all(&path).map_err(|e| Error::from(format!("{}: {e}", path.display())))?;
         Ok(Scratch { path, keep: false })
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use trilith_benches::Result;
 use trilith_benches::cluster::Cluster;
 use trilith_benches::load::{Data, Server, Work, fill};
-use trilith_benches::member::Member;
+use trilith_benches::member::{Member, unused};
 
 use crate::table::Results;
 use crate::{ALONE, Args, CROWD, Contestant, Shape, measure};
@@ -25,10 +25,7 @@ pub(crate) async fn one_round(
     folder: &Path,
     results: &mut Results,
 ) -> Result<()> {
-    let folder = folder.join("cluster");
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder)?;
-    }
+    let folder = unused(folder, "cluster")?;
     let flags: Vec<&str> = contestant.flags.iter().map(String::as_str).collect();
     let mut cluster = Cluster::new(&contestant.binary, &folder, args.members, &flags, false).await?;
     cluster.ready().await?;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use trilith_benches::load::{self, Data, Measured, Server, Shape, Work};
-use trilith_benches::member::{Launch, Member, Scratch, our_binary};
+use trilith_benches::member::{Launch, Member, Scratch, our_binary, unused};
 use trilith_benches::{Result, block_on, host};
 
 use table::{Cell, Memory, Results};
@@ -146,10 +146,7 @@ async fn compare(args: &Args, folder: &Path) -> Result<()> {
 }
 
 fn launch(contestant: &Contestant, folder: &Path) -> Result<Launch> {
-    let data = folder.join("server");
-    if data.exists() {
-        std::fs::remove_dir_all(&data)?;
-    }
+    let data = unused(folder, "server")?;
     let flags: Vec<&str> = contestant.flags.iter().map(String::as_str).collect();
     Launch::new(&contestant.binary, data, &flags)
 }

@@ -21,7 +21,7 @@ use clap::{Parser, Subcommand};
 use trilith_benches::client::{Client, path};
 use trilith_benches::cluster::Cluster;
 use trilith_benches::load::{Data, Server, Shape};
-use trilith_benches::member::{Launch, Member, Scratch, our_binary};
+use trilith_benches::member::{Launch, Member, Scratch, our_binary, unused};
 use trilith_benches::{Result, block_on, host};
 use trilith_proto::etcdserverpb::{
     DeleteRangeRequest, RequestOp, StatusRequest, StatusResponse, TxnRequest, TxnResponse, request_op,
@@ -88,10 +88,7 @@ struct Running {
 
 impl Contestant {
     async fn start(&self, folder: &Path) -> Result<Running> {
-        let data = folder.join("server");
-        if data.exists() {
-            std::fs::remove_dir_all(&data)?;
-        }
+        let data = unused(folder, "server")?;
         let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
         let launch = Launch::new(&self.binary, data, &flags)?;
         let member = launch.start().await?;
@@ -101,10 +98,7 @@ impl Contestant {
 
 /// A cluster of three on an empty folder.
 async fn start_cluster(contestant: &Contestant, folder: &Path) -> Result<Cluster> {
-    let data = folder.join("cluster");
-    if data.exists() {
-        std::fs::remove_dir_all(&data)?;
-    }
+    let data = unused(folder, "cluster")?;
     let flags: Vec<&str> = contestant.flags.iter().map(String::as_str).collect();
     let mut cluster = Cluster::new(&contestant.binary, &data, 3, &flags, false).await?;
     cluster.ready().await?;

@@ -1,5 +1,5 @@
-//! What it costs the others that a member of three comes back with nothing: puts at the leader meanwhile, and how long it
-//! takes until the member serves what the others have.
+//! What it costs the others that a member of three lost everything and is replaced: puts at the leader meanwhile, and how
+//! long it takes until the new one serves what the others have.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -42,20 +42,19 @@ pub(crate) async fn run(args: &Args, contestants: &[Contestant], folder: &Path) 
         let pids = cluster.members.iter().flatten().map(Member::pid).collect();
         load::fill(Server { addresses: vec![address], pids, folder }, data).await?;
         println!("\n{}: {} keys on three members", contestant.name, data.keys);
-        let time = Duration::from_secs(args.quiet);
+        // Connections must be five seconds old before the members may change.
+        let time = Duration::from_secs(args.quiet.max(6));
         let quiet = stall::watch(address, data, move || async move {
             sleep(time).await;
             Ok(())
         })?;
         let wiped = (leader + 1) % cluster.members.len();
-        cluster.kill(wiped)?;
-        let launch = &mut cluster.launches[wiped];
-        std::fs::remove_dir_all(&launch.folder)?;
-        launch.flags.push("--initial-cluster-state=existing".to_owned());
+        cluster.replace(wiped, leader).await?;
         let began = Instant::now();
         cluster.start(wiped)?;
         let back = cluster.launches[wiped].client;
         let meanwhile = stall::watch(address, data, move || async move {
+            // Before it serves it cannot be asked.
             while count(back).await.unwrap_or(0) < data.keys as i64 {
                 if began.elapsed() > PATIENCE {
                     return Err("the member does not come back".into());
